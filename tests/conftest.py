@@ -1,0 +1,51 @@
+"""Fixtures: the notebook's own code, loaded from its definition cells, never a copy of it."""
+
+import json
+import linecache
+import os
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("MPLBACKEND", "agg")
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOK = ROOT / "emnist.ipynb"
+REAL_DATA = os.environ.get("EMNIST_DIR")
+needs_real_data = pytest.mark.skipif(not REAL_DATA, reason="EMNIST_DIR is not set")
+
+
+def definition_cells():
+    """Return the sources of the cells that only define things (tagged so), in order."""
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    return ["".join(cell["source"]) for cell in cells
+            if "definitions" in cell["metadata"].get("tags", [])]  # fmt: skip
+
+
+def load_notebook(name="notebook"):
+    """Execute the definition cells in one new module and return it.
+
+    The configuration is read from the environment, so set `EMNIST_*` before.
+    """
+    module = types.ModuleType(name)
+    sys.modules[name] = module
+    for number, source in enumerate(definition_cells()):
+        file = f"<{name} cell {number}>"
+        linecache.cache[file] = (len(source), None, source.splitlines(True), file)
+        exec(compile(source, file, "exec"), module.__dict__)
+    return module
+
+
+@pytest.fixture(scope="session")
+def nb():
+    """The notebook's definitions, loaded once."""
+    return load_notebook()
+
+
+@pytest.fixture
+def workdir(tmp_path, monkeypatch):
+    """An empty folder as the current one."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

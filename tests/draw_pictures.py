@@ -1,0 +1,323 @@
+"""Draw the pictures of tests/pictures, which stand in for a reader's photos and scans.
+
+No camera and no font is involved. Every character is a few strokes, written down below as points
+that a smooth curve runs through; a seeded hand adds slant, jitter and pressure; a pen (ball pen,
+felt pen, pencil, chalk, brush) turns the curve into ink on a page with texture; and a camera looks
+at the page from a tilt, in uneven light, with a shadow, noise and JPEG compression.
+
+    python tests/draw_pictures.py            rewrites tests/pictures
+
+The name of a file begins with its character (`lower_a_...` for a lower-case one). The pictures
+were drawn once, without a look at what any model makes of them.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+FOLDER = Path(__file__).parent / "pictures"
+
+# Strokes, each a list of (x, y): x to the right, y down, and the character one unit high.
+# A curve runs smoothly through the points; a point given twice is a corner.
+STROKES = {
+    "2": [[(0.08, 0.25), (0.2, 0.06), (0.42, 0.02), (0.58, 0.15), (0.55, 0.35), (0.35, 0.62),
+           (0.06, 0.95), (0.06, 0.95), (0.3, 0.93), (0.66, 0.96)]],
+    "3": [[(0.08, 0.12), (0.3, 0.0), (0.52, 0.1), (0.5, 0.32), (0.26, 0.45), (0.26, 0.45),
+           (0.52, 0.52), (0.6, 0.75), (0.42, 0.96), (0.18, 0.97), (0.02, 0.84)]],
+    "4": [[(0.4, 0.0), (0.22, 0.34), (0.04, 0.62), (0.04, 0.62), (0.34, 0.62), (0.68, 0.59)],
+          [(0.47, 0.34), (0.45, 0.7), (0.44, 1.0)]],
+    "7": [[(0.03, 0.05), (0.3, 0.05), (0.6, 0.02), (0.6, 0.02), (0.42, 0.45), (0.26, 1.0)]],
+    "8": [[(0.5, 0.12), (0.3, 0.0), (0.12, 0.14), (0.2, 0.34), (0.42, 0.5), (0.58, 0.74),
+           (0.4, 0.98), (0.14, 0.94), (0.06, 0.74), (0.26, 0.5), (0.48, 0.32), (0.53, 0.17),
+           (0.46, 0.07)]],
+    "A": [[(0.0, 1.0), (0.2, 0.46), (0.36, 0.0)],
+          [(0.36, 0.0), (0.54, 0.5), (0.74, 1.02)],
+          [(0.14, 0.64), (0.4, 0.62), (0.62, 0.63)]],
+    "B": [[(0.06, 0.02), (0.07, 0.5), (0.05, 0.98)],
+          [(0.04, 0.04), (0.35, 0.0), (0.52, 0.14), (0.44, 0.36), (0.1, 0.46), (0.1, 0.46),
+           (0.5, 0.52), (0.62, 0.74), (0.44, 0.95), (0.03, 0.99)]],
+    "E": [[(0.08, 0.0), (0.05, 0.5), (0.05, 0.98)],
+          [(0.07, 0.02), (0.3, 0.02), (0.56, 0.0)],
+          [(0.06, 0.47), (0.3, 0.46), (0.46, 0.45)],
+          [(0.05, 0.97), (0.3, 0.97), (0.6, 0.95)]],
+    "G": [[(0.62, 0.16), (0.42, 0.0), (0.16, 0.12), (0.02, 0.46), (0.1, 0.82), (0.34, 0.99),
+           (0.58, 0.9), (0.67, 0.6), (0.67, 0.6), (0.54, 0.6), (0.4, 0.61)]],
+    "H": [[(0.04, 0.0), (0.05, 0.5), (0.06, 1.0)],
+          [(0.6, 0.02), (0.6, 0.5), (0.62, 0.98)],
+          [(0.06, 0.5), (0.3, 0.49), (0.61, 0.46)]],
+    "J": [[(0.4, 0.3), (0.42, 0.66), (0.36, 0.94), (0.2, 1.0), (0.05, 0.9)],
+          [(0.42, 0.04), (0.425, 0.05), (0.43, 0.06)]],
+    "K": [[(0.05, 0.0), (0.06, 0.5), (0.07, 1.0)],
+          [(0.58, 0.02), (0.34, 0.32), (0.09, 0.55)],
+          [(0.2, 0.45), (0.42, 0.74), (0.64, 1.0)]],
+    "R": [[(0.06, 0.04), (0.06, 0.5), (0.05, 1.0)],
+          [(0.03, 0.06), (0.34, 0.0), (0.54, 0.16), (0.44, 0.4), (0.08, 0.5), (0.08, 0.5),
+           (0.34, 0.74), (0.6, 1.0)]],
+    "a": [[(0.52, 0.16), (0.3, 0.02), (0.07, 0.24), (0.03, 0.62), (0.2, 0.94), (0.42, 0.8),
+           (0.53, 0.16), (0.53, 0.16), (0.53, 0.68), (0.6, 0.93), (0.72, 0.92)]],
+    "d": [[(0.48, 0.54), (0.28, 0.43), (0.05, 0.62), (0.06, 0.88), (0.26, 1.0), (0.44, 0.86),
+           (0.51, 0.62)],
+          [(0.53, 0.0), (0.52, 0.5), (0.54, 1.0)]],
+    "e": [[(0.06, 0.53), (0.3, 0.51), (0.57, 0.45), (0.57, 0.45), (0.5, 0.12), (0.26, 0.02),
+           (0.04, 0.3), (0.07, 0.76), (0.32, 0.98), (0.62, 0.82)]],
+    "n": [[(0.05, 0.03), (0.06, 0.5), (0.07, 0.98)],
+          [(0.07, 0.52), (0.22, 0.13), (0.42, 0.05), (0.55, 0.26), (0.56, 0.98)]],
+    "t": [[(0.3, 0.0), (0.28, 0.5), (0.3, 0.86), (0.42, 0.98), (0.56, 0.91)],
+          [(0.04, 0.34), (0.3, 0.33), (0.57, 0.3)]],
+}  # fmt: skip
+
+
+@dataclass
+class Pen:
+    """Ink of one kind: colour, width in units of the character's height, and how it lies."""
+
+    colour: tuple
+    width: float
+    pressure: float = 0.1  # how much the width swings along a stroke
+    grain: float = 0.0  # how much of the paper's tooth shows through, 0-1
+    opacity: float = 0.95
+
+
+PENS = {
+    "ball": Pen((34, 48, 128), 0.018, 0.25, 0.15, 0.9),
+    "black_ball": Pen((40, 38, 44), 0.022, 0.25, 0.15, 0.9),
+    "felt": Pen((24, 24, 28), 0.075, 0.08, 0.0, 0.97),
+    "red_felt": Pen((176, 32, 38), 0.06, 0.08, 0.0, 0.95),
+    "marker": Pen((20, 22, 30), 0.115, 0.06, 0.0, 0.97),
+    "pencil": Pen((78, 78, 84), 0.026, 0.3, 0.65, 0.75),
+    "chalk": Pen((228, 230, 222), 0.055, 0.15, 0.75, 0.95),
+    "gel": Pen((236, 232, 214), 0.035, 0.15, 0.1, 0.95),
+}
+
+
+@dataclass
+class Scene:
+    """One picture: what is written, with which pen, on what, and how it is taken."""
+
+    name: str
+    size: tuple  # width, height in pixels
+    pen: str
+    seed: int
+    height: float = 0.6  # of the character, in units of the picture's height
+    centre: tuple = (0.5, 0.5)  # of the character, in units of the picture
+    paper: tuple = (244, 242, 235)
+    texture: float = 2.0  # grey levels of paper structure
+    slant: float = 0.0  # horizontal shear of the handwriting
+    turn: float = 0.0  # degrees, clockwise
+    tilt: float = 0.0  # perspective: how much smaller the far edge looks
+    light: float = 0.0  # brightness lost across the picture, 0-1
+    light_from: float = 0.0  # direction that the light comes from, degrees
+    shadow: float = 0.0  # brightness lost in a cast shadow, 0-1
+    ruled: float = 0.0  # distance of the printed lines in units of the picture's height
+    blur: float = 0.5  # of the lens, pixels
+    noise: float = 1.5  # of the sensor, grey levels
+    mode: str = "RGB"  # RGB, L, or RGBA: a drawing with a transparent background
+    quality: int = 85  # of the JPEG
+
+    @property
+    def character(self):
+        """The character that is written."""
+        return self.name.removeprefix("lower_")[0]
+
+
+# The white "H" and the "8" are small screenshots, the "R" comes from a drawing program.
+SCENES = [
+    Scene("2_ball_pen_ruled.jpg", (1600, 1200), "ball", 2, 0.42, (0.45, 0.53), turn=-3, tilt=0.06,
+          light=0.3, light_from=200, ruled=0.085, blur=1.0, noise=3, quality=70),
+    Scene("3_felt_pen_scan.png", (300, 400), "felt", 3, 0.7, mode="L", texture=1, noise=0.5),
+    Scene("4_pencil_dim.jpg", (800, 600), "pencil", 4, 0.6, (0.53, 0.47), texture=4, slant=0.12,
+          tilt=0.05, light=0.5, light_from=120, blur=0.8, noise=3),
+    Scene("7_chalk_board.jpg", (1024, 768), "chalk", 7, 0.62, paper=(44, 62, 52), texture=6,
+          slant=0.1, light=0.35, light_from=300, noise=3),
+    Scene("8_tiny.png", (60, 60), "felt", 8, 0.72, mode="L", slant=0.15, texture=1, noise=2),
+    Scene("A_phone_shadow.jpg", (1200, 1600), "felt", 10, 0.4, (0.5, 0.5), turn=4, tilt=0.1,
+          light=0.3, light_from=30, shadow=0.45, blur=1.2, noise=3, quality=75),
+    Scene("B_marker_uneven.jpg", (600, 800), "marker", 11, 0.5, (0.56, 0.45), light=0.6,
+          light_from=250, tilt=0.04, noise=3),
+    Scene("E_ball_pen_tilted.jpg", (640, 480), "black_ball", 14, 0.55, turn=9, tilt=0.12,
+          light=0.25, light_from=80, noise=2.5),
+    Scene("G_pencil_ruled.jpg", (900, 700), "pencil", 16, 0.5, (0.5, 0.5), texture=3, ruled=0.13,
+          light=0.2, turn=2, noise=2),
+    Scene("H_white_on_black.png", (120, 90), "gel", 17, 0.7, paper=(18, 18, 20), texture=2,
+          mode="L", slant=0.1),
+    Scene("J_dotted_pencil.jpg", (480, 640), "pencil", 19, 0.55, (0.5, 0.5), slant=0.15,
+          light=0.3, light_from=160, texture=3, noise=2),
+    Scene("K_low_quality.jpg", (320, 240), "felt", 20, 0.6, light=0.2, noise=5, quality=12),
+    Scene("R_transparent.png", (500, 500), "red_felt", 27, 0.65, mode="RGBA"),
+    Scene("lower_a_brown_paper.jpg", (700, 525), "felt", 36, 0.45, (0.42, 0.55), texture=9,
+          paper=(178, 146, 108), slant=0.1, light=0.3, light_from=45, noise=3),
+    Scene("lower_d_gel_on_navy.jpg", (640, 640), "gel", 38, 0.6, paper=(36, 42, 78), texture=5,
+          slant=0.2, light=0.3, light_from=210, tilt=0.05, noise=2.5),
+    Scene("lower_e_small.png", (90, 120), "black_ball", 39, 0.5, mode="L", texture=2, noise=2),
+    Scene("lower_n_phone_shadow.jpg", (1280, 960), "ball", 43, 0.4, (0.55, 0.5), turn=-5,
+          tilt=0.08, light=0.2, light_from=330, shadow=0.35, blur=1.2, noise=3, quality=75),
+    Scene("lower_t_marker_ruled.jpg", (800, 1000), "felt", 46, 0.45, (0.48, 0.52), ruled=0.08,
+          slant=0.08, turn=-2, light=0.35, light_from=100, noise=2.5, quality=80),
+]  # fmt: skip
+
+
+def curve(points, step=0.004):
+    """Points every `step` along a smooth (Catmull-Rom) curve through `points`, a doubled one a
+    corner."""
+    pieces, piece = [], [points[0]]
+    for point in points[1:]:
+        if tuple(point) == tuple(piece[-1]):
+            pieces.append(piece)
+            piece = [point]
+        else:
+            piece.append(point)
+    pieces.append(piece)
+    path = []
+    for piece in pieces:
+        p = np.array([piece[0], *piece, piece[-1]], float)
+        for a, b, c, d in zip(p, p[1:], p[2:], p[3:], strict=False):
+            t = np.linspace(0, 1, max(2, int(np.hypot(*(c - b)) / step)))[:, None]
+            path.append(
+                0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2)
+                + 0.5 * (3 * b - a - 3 * c + d) * t**3
+            )
+    return np.concatenate(path)
+
+
+def write(character, rng, slant, turn):
+    """The character's strokes as a hand writes them, centred on (0, 0), one unit high."""
+    strokes = []
+    for points in STROKES[character]:
+        moved, last = [], None
+        for point in points:  # a doubled point stays doubled
+            if point != last:
+                shift = rng.normal(0, 0.014, 2)
+            moved.append(tuple(np.add(point, shift)))
+            last = point
+        path = curve(moved)
+        along = np.linspace(0, 1, len(path))
+        for axis in range(2):  # a slow tremor
+            for wave in (2, 4, 7):
+                phase = rng.uniform(0, 2 * np.pi)
+                size = 0.006 / wave * rng.normal()
+                path[:, axis] += size * np.sin(2 * np.pi * wave * along + phase)
+        strokes.append(path)
+    low = np.min([s.min(0) for s in strokes], 0)
+    high = np.max([s.max(0) for s in strokes], 0)
+    angle = np.radians(turn)
+    rotate = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    shear = np.array([[1, -slant], [0, 1]])
+    return [(s - (low + high) / 2) @ shear.T @ rotate.T for s in strokes]
+
+
+def field(shape, cells, rng):
+    """Smooth noise (H, W) with mean 0 and deviation 1, `cells` bumps along the longer side."""
+    small = [max(2, round(n * cells / max(shape))) + 2 for n in shape]
+    noise = Image.fromarray(rng.normal(0, 1, small).astype(np.float32))
+    return np.asarray(noise.resize(shape[::-1], Image.Resampling.BICUBIC))
+
+
+def ink_layer(strokes, pen, shape, height, centre, rng):
+    """How much ink lies where: (H, W), 0-1."""
+    zoom = max(2, min(8, round(600 / shape[0])))  # finer than the picture, against jagged edges
+    big = (shape[0] * zoom, shape[1] * zoom)
+    canvas = Image.new("L", big[::-1])
+    draw = ImageDraw.Draw(canvas)
+    for path in strokes:
+        along = np.linspace(0, 1, len(path))
+        phase = rng.uniform(0, 2 * np.pi, 2)
+        swing = np.sin(2 * np.pi * 1.3 * along + phase[0]) + np.sin(2 * np.pi * 3.1 * along + phase[1])
+        radius = pen.width * (1 + pen.pressure * 0.5 * swing) * height * zoom / 2
+        at = path * height * zoom + np.array(centre) * zoom
+        for (x, y), r in zip(at, np.maximum(radius, 0.5), strict=True):
+            draw.ellipse((x - r, y - r, x + r, y + r), fill=255)
+    ink = np.asarray(canvas.resize(shape[::-1], Image.Resampling.BOX), np.float32) / 255
+    tooth = field(shape, max(shape) / 2.5, rng) + 0.6 * field(shape, max(shape) / 8, rng)
+    return ink * pen.opacity * np.clip(1 - pen.grain * (0.35 + 0.6 * tooth), 0, 1)
+
+
+def page(scene, shape, rng):
+    """The empty page, (H, W, 3) in grey levels: colour, structure, printed lines."""
+    rough = sum(field(shape, cells, rng) for cells in (6, 40, 200, max(shape) / 2)) / 2
+    sheet = np.array(scene.paper, np.float32) + scene.texture * rough[..., None]
+    if scene.ruled:
+        step = scene.ruled * scene.size[1]
+        thick = max(1.0, 0.0022 * scene.size[1])
+        y = np.arange(shape[0])[:, None, None]
+        near = np.abs((y + 0.3 * step) % step - step / 2)
+        line = np.clip(thick / 2 + 0.5 - near, 0, 1) * 0.6
+        sheet = sheet * (1 - line) + np.array((120, 150, 205), np.float32) * line
+    return sheet
+
+
+def look_at(sheet, size, tilt, turn, rng):
+    """The page as a camera sees it that is held at a tilt: a perspective view, uint8."""
+    width, height = size
+    margin = np.array([(sheet.width - width) / 2, (sheet.height - height) / 2])
+    corners = np.array([(0, 0), (width, 0), (width, height), (0, height)], float)
+    pull = np.array([(-1, 0), (1, 0), (-0.2, 0), (0.2, 0)]) * tilt * width / 2
+    pull = pull if rng.uniform() < 0.5 else pull[[3, 2, 1, 0]] * (-1, 1)
+    angle = np.radians(turn)
+    rotate = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    middle = np.array([width / 2, height / 2])
+    source = (corners + pull - middle) @ rotate + middle + margin
+    rows, values = [], []
+    for (x, y), (u, v) in zip(corners, source, strict=True):
+        rows += [[x, y, 1, 0, 0, 0, -u * x, -u * y], [0, 0, 0, x, y, 1, -v * x, -v * y]]
+        values += [u, v]
+    view = np.linalg.solve(np.array(rows), np.array(values))
+    return sheet.transform(size, Image.Transform.PERSPECTIVE, view, Image.Resampling.BICUBIC)
+
+
+def daylight(scene, rng):
+    """Brightness (H, W), about 0-1: light from one side, dim corners, and a cast shadow."""
+    width, height = scene.size
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    x, y = x / width - 0.5, y / height - 0.5
+    angle = np.radians(scene.light_from)
+    light = 1 - scene.light * (0.5 - (x * np.cos(angle) + y * np.sin(angle)) / 1.42)
+    light *= 1 - 0.35 * scene.light * (x**2 + y**2) * 2
+    if scene.shadow:  # of a hand and the phone: a wavy edge, softer further away
+        edge = rng.uniform(-0.1, 0.1) + 0.5 * x + 0.06 * np.sin(7 * x + rng.uniform(0, 6))
+        soft = 0.006 + 0.025 * np.abs(x + 0.5)
+        light *= 1 - scene.shadow / (1 + np.exp(-(y - edge) / soft))
+    return light
+
+
+def draw_picture(scene):
+    """The picture of one scene, a Pillow image. The same scene gives the same picture."""
+    rng = np.random.RandomState(scene.seed)
+    width, height = scene.size
+    pen = PENS[scene.pen]
+    strokes = write(scene.character, rng, scene.slant, scene.turn if scene.mode == "RGBA" else 0)
+    room = 1.0 if scene.mode == "RGBA" else 1.4  # the page reaches beyond the frame
+    shape = (round(height * room), round(width * room))
+    centre = (np.array(scene.centre) - 0.5) * scene.size + (shape[1] / 2, shape[0] / 2)
+    ink = ink_layer(strokes, pen, shape, scene.height * height, centre, rng)
+    if scene.mode == "RGBA":
+        colour = np.broadcast_to(np.array(pen.colour, np.uint8), (*shape, 3))
+        return Image.fromarray(np.dstack([colour, np.round(ink * 255).astype(np.uint8)]))
+    sheet = page(scene, shape, rng)
+    sheet = sheet * (1 - ink[..., None]) + np.array(pen.colour, np.float32) * ink[..., None]
+    sheet = Image.fromarray(np.clip(sheet, 0, 255).astype(np.uint8))
+    seen = look_at(sheet, scene.size, scene.tilt, scene.turn, rng)
+    seen = seen.filter(ImageFilter.GaussianBlur(scene.blur))
+    picture = np.asarray(seen, np.float32) * daylight(scene, rng)[..., None]
+    picture += rng.normal(0, scene.noise, picture.shape)
+    picture = Image.fromarray(np.clip(np.round(picture), 0, 255).astype(np.uint8))
+    return picture.convert(scene.mode)
+
+
+def main(folder=FOLDER):
+    """Write every picture into `folder` and say how large they are together."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    total = 0
+    for scene in SCENES:
+        path = folder / scene.name
+        options = {"quality": scene.quality} if path.suffix == ".jpg" else {"optimize": True}
+        draw_picture(scene).save(path, **options)
+        total += path.stat().st_size
+    print(f"{len(SCENES)} pictures in {folder}, {total / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:2])
