@@ -6,6 +6,7 @@ server.requests            [("name", "bytes=0-9"), ...], the paths and ranges as
 server.sent["name"]        bytes of content that were sent, all replies together
 """
 
+import contextlib
 import re
 import threading
 from collections import Counter
@@ -23,6 +24,7 @@ class Reply:
     drip: seconds between one byte and the next.
     stall: accept the request and say nothing.
     hang: fall silent after this many bytes of content.
+    gate: a barrier to wait at before answering, so that clients come at the same time.
     ranges: whether byte ranges are served.
     headers: more headers.
     """
@@ -34,6 +36,7 @@ class Reply:
     drip: float = 0
     stall: bool = False
     hang: int | None = None
+    gate: threading.Barrier | None = None
     ranges: bool = True
     headers: dict = field(default_factory=dict)
 
@@ -85,6 +88,9 @@ class Server:
         if reply.stall:
             self.ended.wait(60)
             return
+        if reply.gate is not None:
+            with contextlib.suppress(threading.BrokenBarrierError):
+                reply.gate.wait(15)
         status, content, headers = reply.status, reply.content, dict(reply.headers)
         if wanted and reply.ranges and status == 200:
             start, end = byte_range(wanted, len(content))

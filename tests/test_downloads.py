@@ -140,8 +140,15 @@ def test_server_names_another_file(nb, place):
     assert read(place.home) == {"cwd/data/file": b"content"}
 
 
+def test_modules_of_the_same_name_in_the_current_folder(nb, place):
+    write(place.cwd, {"wget.py": b"raise SystemExit('mine')", "random.py": b"1 / 0"})
+    with Server({"file": b"content"}) as server:
+        nb.fetch(server.url + "file", "data/file")
+    assert read(place.cache) == {"file": b"content"}
+
+
 def test_no_length_is_sent(nb, place):
-    with Server({"file": Reply(b"content" * 9999, length="none", drip=0)}) as server:
+    with Server({"file": Reply(b"content" * 9999, length="none")}) as server:
         nb.fetch(server.url + "file", "data/file")
     assert read(place.home) == {"cwd/data/file": b"content" * 9999}
 
@@ -169,7 +176,8 @@ FAULTS = {  # the reply, the kind of error, words of the reason
 @pytest.mark.parametrize("fault", FAULTS)
 def test_bad_download(nb, place, official, monkeypatch, fault):
     reply, kind, reason = FAULTS[fault]
-    monkeypatch.setattr(nb, "STALL", 1)
+    if "silent" in fault:
+        monkeypatch.setattr(nb, "STALL", 1)
     check = nb.check_idx_file(("test", "images"), official=True)
     deadline = 1.5 if fault == "drip" else 60
     begin = time.perf_counter()
@@ -181,7 +189,7 @@ def test_bad_download(nb, place, official, monkeypatch, fault):
     if kind is ValueError:
         assert ".file." not in complaint(error, "file: expected")  # not the temporary name
     assert read(place.home) == {} and len(place.started) == 1
-    assert server.paths == ["file"]
+    assert server.paths == ["file"] or fault == "drip"  # the deadline may come first
 
 
 def test_good_counterpart_of_the_bad_downloads(nb, place, official):
@@ -279,7 +287,8 @@ def zip_faults():
 @pytest.mark.parametrize("fault", zip_faults())
 def test_bad_zip(nb, place, monkeypatch, fault):
     reply, reason = zip_faults()[fault]
-    monkeypatch.setattr(nb, "STALL", 1)
+    if fault == "silent":
+        monkeypatch.setattr(nb, "STALL", 1)
     with Server({ZIP: reply}) as server, pytest.raises(ConnectionError) as error:
         nb.fetch(
             server.url + ZIP,
@@ -354,8 +363,8 @@ os.wait(), os.wait()
 def test_loads_at_once_in_processes(place):
     """Two processes fill one cache, in which one file is bad already; both get the same data."""
     write(place.cache, {TRAIN_LABELS: FILES[TRAIN_LABELS][:-1]})
-    slow = {**FILES, MAPPING: Reply(FILES[MAPPING], drip=0.002)}  # 0.6 s
-    with Server(slow) as server:
+    together = Reply(FILES[MAPPING], gate=threading.Barrier(2))
+    with Server({**FILES, MAPPING: together}) as server:
         environment = {**os.environ, "EMNIST_DATA_URL": server.url, "EMNIST_CACHE": "data",
                        "EMNIST_ALLOW_UNOFFICIAL": "1", "EMNIST_PROFILE": "quick"}  # fmt: skip
         environment.pop("EMNIST_DIR", None)

@@ -49,7 +49,7 @@ def test_wilson_inverts_the_score_test(nb, counts):
     """Its ends p are where (share - p)^2 = z^2 p (1 - p) / n (Wilson 1927)."""
     right, count = counts
     low, high = nb.wilson(right, count)
-    assert -1e-12 <= low <= right / count <= high + 1e-12 and high <= 1 + 1e-12
+    assert -1e-12 <= low <= right / count + 1e-12 <= high + 2e-12 <= 1 + 3e-12
     for p in (low, high):
         z2 = 1.959963984540054**2
         assert (right / count - p) ** 2 == pytest.approx(z2 * p * (1 - p) / count, abs=1e-9)
@@ -401,8 +401,8 @@ def test_augmented_test_set_is_the_same_everywhere(nb):
     found = nb.augment_test_set(images)
     assert found.shape == images.shape and found.dtype == np.uint8
     assert (images == before).all()
-    assert hashlib.sha256(found.tobytes()).hexdigest() == (
-        "DIGEST")  # fmt: skip
+    digest = "fd538b4af42fa5c7613996af88f41f45545c8ca2dd973ceedfcef6a590fe437e"
+    assert hashlib.sha256(found.tobytes()).hexdigest() == digest
     assert (nb.augment_test_set(images) == found).all()
     assert (nb.augment_test_set(images, seed=2022) == found).all()
     assert (nb.augment_test_set(images, seed=1) != found).any()
@@ -556,9 +556,10 @@ def test_result_rows(nb, record):
     assert by_title["Softmax regression", "with DA"][4] == "51.20 [50.00, 52.30]"
     assert by_title["Softmax regression", "with DA"][6] == "3 (45 s)"
     assert ("MobileNetV2", "with DA (not converged)") in by_title
-    absent = [row[0] for row in rows if "not published yet" in row]
-    assert absent == ["ResNet50V2"] * ("resnet50v2" not in record["models"]) + [
-        "LeNet-5", "MobileNetV2 at 56 px"]  # fmt: skip
+    absent = [row[:2] for row in rows if row[2:] == [""] * 5]
+    later = "not trained in this generation"
+    assert absent == [["ResNet50V2", "not published yet"]] * ("resnet50v2" not in record["models"]) + [
+        ["LeNet-5", later], ["MobileNetV2 at 56 px", later]]  # fmt: skip
     assert len(rows) == (9 if "resnet50v2" in record["models"] else 8)
 
 
