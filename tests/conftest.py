@@ -49,3 +49,11 @@ def workdir(tmp_path, monkeypatch):
     """An empty folder as the current one."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def published_custom(nb):
+    """The published custom model with DA, loaded from pretrained/ as section 5 does."""
+    folder = ROOT / "pretrained"
+    published = nb.Published(folder, None, nb.sha256(folder / "SHA256SUMS"))
+    return nb.load_model(published, "custom", "with_da")

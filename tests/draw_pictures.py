@@ -224,7 +224,9 @@ def ink_layer(strokes, pen, shape, height, centre, rng):
     for path in strokes:
         along = np.linspace(0, 1, len(path))
         phase = rng.uniform(0, 2 * np.pi, 2)
-        swing = np.sin(2 * np.pi * 1.3 * along + phase[0]) + np.sin(2 * np.pi * 3.1 * along + phase[1])
+        swing = sum(
+            np.sin(2 * np.pi * w * along + p) for w, p in zip((1.3, 3.1), phase, strict=True)
+        )
         radius = pen.width * (1 + pen.pressure * 0.5 * swing) * height * zoom / 2
         at = path * height * zoom + np.array(centre) * zoom
         for (x, y), r in zip(at, np.maximum(radius, 0.5), strict=True):
@@ -282,11 +284,14 @@ def daylight(scene, rng):
     return light
 
 
-def draw_picture(scene):
-    """The picture of one scene, a Pillow image. The same scene gives the same picture."""
+def draw_picture(scene, pen=None):
+    """The picture of one scene, a Pillow image. The same scene gives the same picture.
+
+    `pen` may stand in for the scene's own.
+    """
     rng = np.random.RandomState(scene.seed)
     width, height = scene.size
-    pen = PENS[scene.pen]
+    pen = pen or PENS[scene.pen]
     strokes = write(scene.character, rng, scene.slant, scene.turn if scene.mode == "RGBA" else 0)
     room = 1.0 if scene.mode == "RGBA" else 1.4  # the page reaches beyond the frame
     shape = (round(height * room), round(width * room))

@@ -25,13 +25,16 @@ def close_figures():
 # ------------------------------------------------------------------------------- intervals
 
 
-@pytest.mark.parametrize("right, count, low, high", (
-    # Newcombe 1998, Statistics in Medicine 17:857-872, table I, method 3 (score interval)
-    (81, 263, 0.2553, 0.3662),
-    (15, 148, 0.0624, 0.1605),
-    (0, 20, 0.0000, 0.1611),
-    (1, 29, 0.0061, 0.1718),
-))  # fmt: skip
+@pytest.mark.parametrize(
+    "right, count, low, high",
+    (
+        # Newcombe 1998, Statistics in Medicine 17:857-872, table I, method 3 (score interval)
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0000, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ),
+)
 def test_wilson_published(nb, right, count, low, high):
     assert nb.wilson(right, count) == pytest.approx((low, high), abs=6e-5)
 
@@ -78,13 +81,16 @@ def test_mcnemar_by_brute_force(nb, first_only, second_only):
     assert found[2] == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("first_only, second_only, p", (
-    (1, 9, 22 / 1024),  # 2 (1 + 10) / 2^10
-    (0, 5, 2 / 32),
-    (5, 15, 0.0413895),  # R: binom.test(5, 20)$p.value
-    (0, 0, 1),
-    (7, 7, 1),
-))  # fmt: skip
+@pytest.mark.parametrize(
+    "first_only, second_only, p",
+    (
+        (1, 9, 22 / 1024),  # 2 (1 + 10) / 2^10
+        (0, 5, 2 / 32),
+        (5, 15, 0.0413895),  # R: binom.test(5, 20)$p.value
+        (0, 0, 1),
+        (7, 7, 1),
+    ),
+)
 def test_mcnemar_by_hand(nb, first_only, second_only, p):
     assert nb.mcnemar(*rights(first_only, second_only))[2] == pytest.approx(p, rel=1e-5)
 
@@ -133,7 +139,9 @@ def calibration_by_definition(probabilities, labels, bins):
 def test_calibration_error_by_definition(nb, count, seed, bins):
     random = np.random.RandomState(seed)
     probabilities = random.dirichlet(np.full(47, 0.03), count)
-    labels = np.where(random.rand(count) < 0.6, probabilities.argmax(1), random.randint(0, 47, count))
+    labels = np.where(
+        random.rand(count) < 0.6, probabilities.argmax(1), random.randint(0, 47, count)
+    )
     assume(np.abs(probabilities.max(1) * bins % 1 - 0.5).max() < 0.5 - 1e-9)  # no bin's edge
     expected = calibration_by_definition(probabilities, labels, bins)
     assert nb.calibration_error(probabilities, labels, bins) == pytest.approx(expected, abs=1e-9)
@@ -205,7 +213,9 @@ def test_merged_accuracy(nb):
     groups = ("0O", "1IL", "5S", "2Z", "9qg", "Ff")  # design: the confusable classes
     index = nb.CHARACTERS.index
     pairs = [(index(a), index(b)) for group in groups for a, b in itertools.permutations(group, 2)]
-    apart = [(index(a), index(b)) for a, b in ("0I", "1S", "5Z", "29", "qF", "f0", "AB", "Q9", "nh")]
+    apart = [
+        (index(a), index(b)) for a, b in ("0I", "1S", "5Z", "29", "qF", "f0", "AB", "Q9", "nh")
+    ]
     for labels_and_read, expected in ((pairs, 1), (apart, 0)):
         labels, read = map(np.array, zip(*labels_and_read, strict=True))
         found = nb.score(one_hot_like([0.9] * len(read), read), labels)
@@ -247,7 +257,10 @@ def test_top_confusions(nb):
     counts[index("f"), index("F")] = 60
     rows = nb.top_confusions(counts, most=3)
     assert [[*row[:2], int(row[2]), row[3]] for row in rows] == [
-        ["`f`", "`F`", 60, "40.0"], ["`O`", "`0`", 30, "25.0"], ["`q`", "`9`", 10, "10.0"]]  # fmt: skip
+        ["`f`", "`F`", 60, "40.0"],
+        ["`O`", "`0`", 30, "25.0"],
+        ["`q`", "`9`", 10, "10.0"],
+    ]
 
 
 def test_fit_temperature_recovers_what_was_done(nb):
@@ -321,6 +334,15 @@ def test_mirrors_are_exact(nb, noise):
     assert (warped(nb, noise, zoom_y=-1) == noise[:, ::-1]).all()
 
 
+def test_shear_moves_each_row_on_its_own(nb, noise):
+    """A positive slope reads lower rows from further right, about the centre."""
+    found = warped(nb, noise, shear=2)
+    padded = np.pad(noise, ((0, 0), (0, 0), (28, 28)))
+    for row in range(28):
+        first = 28 + 2 * row - 27  # 2 (row - 13.5) to the right
+        assert (found[:, row] == padded[:, row, first : first + 28]).all()
+
+
 def extent(image):
     """Return (width, height) of the ink."""
     rows, columns = np.nonzero(image > 127)
@@ -356,8 +378,12 @@ def slowly(image, rows):
         u, v = a * x + b * y + c, d * x + e * y + f
         left, top = math.floor(u), math.floor(v)
         p, q = u - left, v - top
-        found[y, x] = ((1 - p) * (1 - q) * pixel(left, top) + p * (1 - q) * pixel(left + 1, top)
-                       + (1 - p) * q * pixel(left, top + 1) + p * q * pixel(left + 1, top + 1))  # fmt: skip
+        found[y, x] = (
+            (1 - p) * (1 - q) * pixel(left, top)
+            + p * (1 - q) * pixel(left + 1, top)
+            + (1 - p) * q * pixel(left, top + 1)
+            + p * q * pixel(left + 1, top + 1)
+        )
     return found
 
 
@@ -365,9 +391,14 @@ def slowly(image, rows):
 @given(st.integers(0, 10**6))
 def test_warp_by_definition(nb, noise, seed):
     random = np.random.RandomState(seed)
-    amounts = {"shift_x": random.uniform(-9, 9), "shift_y": random.uniform(-9, 9),
-               "zoom_x": random.uniform(0.3, 2), "zoom_y": random.uniform(0.3, 2),
-               "rotation": random.uniform(-4, 4), "shear": random.uniform(-0.5, 0.5)}  # fmt: skip
+    amounts = {
+        "shift_x": random.uniform(-9, 9),
+        "shift_y": random.uniform(-9, 9),
+        "zoom_x": random.uniform(0.3, 2),
+        "zoom_y": random.uniform(0.3, 2),
+        "rotation": random.uniform(-4, 4),
+        "shear": random.uniform(-0.5, 0.5),
+    }
     rows = nb.affine_rows(**still(1, **amounts), cos=np.cos, sin=np.sin)
     exact = slowly(noise[0], [row[0] for row in rows])
     assert np.abs(nb.warp(noise[:1], rows)[0] - exact).max() <= 0.5 + 1e-6
@@ -429,8 +460,13 @@ def test_augmented_test_set_uses_the_ranges(nb, monkeypatch):
 
     monkeypatch.setattr(nb, "warp_all", warp_all)
     nb.augment_test_set(np.zeros((5000, 28, 28), np.uint8))
-    most = {"shift_x": (0, 2.8), "shift_y": (0, 2.8), "zoom_x": (1, 0.2), "zoom_y": (1, 0.2),
-            "rotation": (0, math.radians(20))}  # fmt: skip
+    most = {
+        "shift_x": (0, 2.8),
+        "shift_y": (0, 2.8),
+        "zoom_x": (1, 0.2),
+        "zoom_y": (1, 0.2),
+        "rotation": (0, math.radians(20)),
+    }
     assert set(seen) == set(most)
     scaled = np.array([(seen[key] - centre) / reach for key, (centre, reach) in most.items()])
     assert np.abs(scaled).max() <= 1 + 1e-9
@@ -461,36 +497,60 @@ def test_distort_goes_both_ways(nb):
 
 def metrics(accuracy):
     """Return one test set's made-up scores, each another number."""
-    return {"accuracy": accuracy, "ci95": [accuracy - 0.012, accuracy + 0.011],
-            "merged_accuracy": accuracy + 0.05, "macro_f1": accuracy - 0.003,
-            "top3": accuracy + 0.08, "nll": 1 - accuracy, "ece": accuracy / 20}  # fmt: skip
+    return {
+        "accuracy": accuracy,
+        "ci95": [accuracy - 0.012, accuracy + 0.011],
+        "merged_accuracy": accuracy + 0.05,
+        "macro_f1": accuracy - 0.003,
+        "top3": accuracy + 0.08,
+        "nll": 1 - accuracy,
+        "ece": accuracy / 20,
+    }
 
 
 def entry(test, augmented, epochs=7, seconds=1234, converged=True):
     """Return one variant's made-up entry."""
-    return {"epochs": epochs, "seconds": seconds, "converged": converged, "seed": 1,
-            "validation_recall": test - 0.001, "temperature": 1.1, "file_bytes": 1_234_567,
-            "test": metrics(test), "augmented_test": metrics(augmented)}  # fmt: skip
+    return {
+        "epochs": epochs,
+        "seconds": seconds,
+        "converged": converged,
+        "seed": 1,
+        "validation_recall": test - 0.001,
+        "temperature": 1.1,
+        "file_bytes": 1_234_567,
+        "test": metrics(test),
+        "augmented_test": metrics(augmented),
+    }
 
 
 def results(resnet=True):
     """Return a made-up results.json, with or without ResNet50V2."""
+
     def model(params, mflops, speed, **variants):
         speeds = {"1": speed / 100, "256": speed}
         return {"params": params, "mflops": mflops, "images_per_second": speeds, **variants}
 
     found = {
-        "generation": "Made up.", "data": {"name": "made-up data", "test_digest": "d"},
+        "generation": "Made up.",
+        "data": {"name": "made-up data", "test_digest": "d"},
         "models": {
-            "custom": model(555_555, 66.6, 9000.0, without_da=entry(0.881, 0.771),
-                            with_da=entry(0.893, 0.884)),
-            "mobilenetv2": model(2_318_242, 156.7, 1500.0, without_da=entry(0.851, 0.672),
-                                 with_da=entry(0.872, 0.861, converged=False))},
+            "custom": model(
+                555_555, 66.6, 9000.0, without_da=entry(0.881, 0.771), with_da=entry(0.893, 0.884)
+            ),
+            "mobilenetv2": model(
+                2_318_242,
+                156.7,
+                1500.0,
+                without_da=entry(0.851, 0.672),
+                with_da=entry(0.872, 0.861, converged=False),
+            ),
+        },
         "references": {"softmax": model(36_895, 0.1, 90000.0, with_da=entry(0.512, 0.402, 3, 45))},
-    }  # fmt: skip
+    }
     if resnet:
         found["models"]["resnet50v2"] = model(
-            23_654_836, 999.9, 600.0, without_da=entry(0.884, 0.759), with_da=entry(0.8855, 0.8805))
+            23_654_836, 999.9, 600.0, without_da=entry(0.884, 0.759), with_da=entry(0.8855, 0.8805)
+        )
     return found
 
 
@@ -511,8 +571,10 @@ def test_conclusions(nb, record, budget):
     assert [line[:3] for line in lines] == [f"{number}. " for number in range(1, len(lines) + 1)]
     assert "555,555 parameters, 24 % of MobileNetV2's" in lines[0]  # 555,555 / 2,318,242 = .2396
     assert "reads 89.3 % of the test images" in lines[0]
-    said = {name: [line for line in lines if title in line and "Against" in line]
-            for name, title in nb.ARCHITECTURES.items()}  # fmt: skip
+    said = {
+        name: [line for line in lines if title in line and "Against" in line]
+        for name, title in nb.ARCHITECTURES.items()
+    }
     (mobile,) = said["mobilenetv2"]
     assert "+2.1 points on the test set and +2.3 on the augmented one, at 6.0 times" in mobile
     assert "had not converged, so no superiority is claimed" in mobile
@@ -522,7 +584,9 @@ def test_conclusions(nb, record, budget):
     if "resnet50v2" in record["models"]:
         (resnet,) = said["resnet50v2"]
         # .893 - .8855 = +.75, .884 - .8805 = +.35 points; 9000 / 600 = 15
-        assert re.search(r"\+0\.[78] points on the test set and \+0\.[34] on .* at 15\.0 times", resnet)
+        assert re.search(
+            r"\+0\.[78] points on the test set and \+0\.[34] on .* at 15\.0 times", resnet
+        )
         assert "converged" not in resnet and "ResNet50V2 +12." in gains
         assert not any("not published" in line for line in lines)
     else:
@@ -551,15 +615,21 @@ def test_result_rows(nb, record):
     assert all(len(row) == len(nb.RESULT_HEADER) for row in rows)
     by_title = {(row[0], row[1]): row for row in rows}
     custom = by_title["Custom CNN", "with DA"]
-    assert custom[2:] == ["555,555", "66.6", "89.30 [88.10, 90.40]", "88.40 [87.20, 89.50]",
-                          "7 (1,234 s)"]  # fmt: skip
+    assert custom[2:] == [
+        "555,555",
+        "66.6",
+        "89.30 [88.10, 90.40]",
+        "88.40 [87.20, 89.50]",
+        "7 (1,234 s)",
+    ]
     assert by_title["Softmax regression", "with DA"][4] == "51.20 [50.00, 52.30]"
     assert by_title["Softmax regression", "with DA"][6] == "3 (45 s)"
     assert ("MobileNetV2", "with DA (not converged)") in by_title
     absent = [row[:2] for row in rows if row[2:] == [""] * 5]
     later = "not trained in this generation"
-    assert absent == [["ResNet50V2", "not published yet"]] * ("resnet50v2" not in record["models"]) + [
-        ["LeNet-5", later], ["MobileNetV2 at 56 px", later]]  # fmt: skip
+    assert absent == [["ResNet50V2", "not published yet"]] * (
+        "resnet50v2" not in record["models"]
+    ) + [["LeNet-5", later], ["MobileNetV2 at 56 px", later]]
     assert len(rows) == (9 if "resnet50v2" in record["models"] else 8)
 
 
@@ -568,8 +638,11 @@ def test_draw_comparison(nb, record):
     names = [name for name in nb.ARCHITECTURES if name in record["models"]]
     for axis, (test, title) in zip(figure.axes, nb.TEST_SETS.items(), strict=True):
         bars = [patch for patch in axis.patches if isinstance(patch, matplotlib.patches.Rectangle)]
-        expected = [record["models"][name][variant][test]["accuracy"]
-                    for name in names for variant in nb.VARIANTS]  # fmt: skip
+        expected = [
+            record["models"][name][variant][test]["accuracy"]
+            for name in names
+            for variant in nb.VARIANTS
+        ]
         assert [bar.get_height() for bar in bars] == pytest.approx(expected)
         assert [text.get_text() for text in axis.texts] == [f"{100 * a:.1f}" for a in expected]
         ends = [segment[:, 1] for line in axis.collections for segment in line.get_segments()]
@@ -578,7 +651,8 @@ def test_draw_comparison(nb, record):
         low, high = axis.get_ylim()
         assert low < 0.66 and high == 1 and axis.get_xlim()[0] < -0.3
         assert [tick.get_text().split("\n")[0] for tick in axis.get_xticklabels()] == [
-            nb.ARCHITECTURES[name] for name in names]  # fmt: skip
+            nb.ARCHITECTURES[name] for name in names
+        ]
     assert figure.get_suptitle() == "A title"
     assert nb.draw_comparison(record).get_suptitle() == "Accuracy on made-up data"
     figure.canvas.draw()
@@ -597,13 +671,23 @@ def test_detail_and_score_rows(nb, record):
     assert all(len(row) == len(nb.DETAIL_HEADER) for row in details)
     custom = next(row for row in details if row[0] == "Custom CNN with DA")
     assert custom[1:] == ["1.23", 7, "1,234", "0.8920", "90", "9,000"]
-    live = {("custom", "with_da", "test"): {"accuracy": 0.8935},
-            ("custom", "without_da", "test"): {"accuracy": 0.8825}}  # fmt: skip
+    live = {
+        ("custom", "with_da", "test"): {"accuracy": 0.8935},
+        ("custom", "without_da", "test"): {"accuracy": 0.8825},
+    }
     for comparable in (True, False):
         rows = {row[0]: row for row in nb.score_rows(record, "test", live, comparable)}
         assert all(len(row) == len(nb.SCORE_HEADER) for row in rows.values())
         assert rows["Custom CNN with DA"][1:] == [
-            "89.30", "88.10 to 90.40", "94.30", "89.00", "97.30", "0.107", "0.045", "89.35"]  # fmt: skip
+            "89.30",
+            "88.10 to 90.40",
+            "94.30",
+            "89.00",
+            "97.30",
+            "0.107",
+            "0.045",
+            "89.35",
+        ]
         differs = " **differs**" if comparable else ""
         assert rows["Custom CNN without DA"][-1] == "88.25" + differs
         assert rows["MobileNetV2 with DA"][-1] == ""
@@ -615,8 +699,10 @@ def test_paired_rows(nb):
     labels = np.arange(10)
     good, bad = np.eye(47)[labels], np.eye(47)[np.where(labels < 6, labels + 1, labels)]
     probabilities = {("custom", "with_da", "test"): good, ("mobilenetv2", "with_da", "test"): bad}
-    pairs = [(("custom", "with_da"), ("mobilenetv2", "with_da")),
-             (("custom", "with_da"), ("resnet50v2", "with_da"))]  # fmt: skip
+    pairs = [
+        (("custom", "with_da"), ("mobilenetv2", "with_da")),
+        (("custom", "with_da"), ("resnet50v2", "with_da")),
+    ]
     (row,) = nb.paired_rows(probabilities, labels, pairs)
     assert row == ["Custom CNN with DA", "MobileNetV2 with DA", "Test set", "+60.00", 6, 0, "0.031"]
 
@@ -627,22 +713,36 @@ def test_collected_results_fill_the_tables(nb, monkeypatch, tmp_path, budget):
     (tmp_path / "a").write_bytes(b"12345")
     names = [("custom", "without_da"), ("custom", "with_da"), ("softmax", "with_da")]
     models = {key: nb.make_model(key[0]) for key in names}
-    live = {(*key, test): metrics(0.5 + number / 10)
-            for number, key in enumerate(names) for test in nb.TEST_SETS}  # fmt: skip
+    live = {
+        (*key, test): metrics(0.5 + number / 10)
+        for number, key in enumerate(names)
+        for test in nb.TEST_SETS
+    }
     history = [{"val_mean_recall": 0.5, "seconds": 2.0}, {"val_mean_recall": 0.7, "seconds": 3.2}]
     histories = {f"{name}_{variant}": history for name, variant in names}
-    facts = {key: {"seed": 3, "temperature": 1.2, "files": ["a"] * (key[0] == "c")} for key in histories}
+    facts = {
+        key: {"seed": 3, "temperature": 1.2, "files": ["a"] * (key[0] == "c")} for key in histories
+    }
     speeds = {"custom": {"1": 10.0, "256": 300.0}, "softmax": {"1": 50.0, "256": 900.0}}
     published = nb.Published(tmp_path, None, nb.write_sums(tmp_path))
-    found = nb.collect_results(live, speeds, {"custom": {}}, histories, facts, published, models,
-                               {"name": "made up"})  # fmt: skip
+    found = nb.collect_results(
+        live, speeds, {"custom": {}}, histories, facts, published, models, {"name": "made up"}
+    )
     custom = found["models"]["custom"]
     assert custom["params"] == models["custom", "with_da"].count_params()
     assert custom["mflops"] == round(nb.count_mflops(models["custom", "with_da"]), 3)
     assert custom["with_da"]["test"] == live["custom", "with_da", "test"]
     assert custom["with_da"] | {"test": 0, "augmented_test": 0} == {
-        "epochs": 2, "seconds": 5, "converged": False, "seed": 3, "validation_recall": 0.7,
-        "temperature": 1.2, "file_bytes": 5, "test": 0, "augmented_test": 0}  # fmt: skip
+        "epochs": 2,
+        "seconds": 5,
+        "converged": False,
+        "seed": 3,
+        "validation_recall": 0.7,
+        "temperature": 1.2,
+        "file_bytes": 5,
+        "test": 0,
+        "augmented_test": 0,
+    }
     assert found["references"]["softmax"]["with_da"]["file_bytes"] == 0
     assert len(nb.result_rows(found)) == 7 and len(nb.detail_rows(found)) == 3
     assert nb.json.loads(nb.json.dumps(found)) == found
@@ -657,10 +757,19 @@ def test_draw_confusion_and_robustness(nb, monkeypatch):
     figure = nb.draw_confusion(counts, "Errors")
     shown = figure.axes[0].images[0].get_array()
     assert float(shown[3, 5]) == 40 and np.isnan(np.ma.filled(shown, np.nan)[3, 3])
-    curves = {("custom", variant, kind): [0.9, 0.8, 0.7, 0.6, 0.5]
-              for variant in nb.VARIANTS for kind in nb.STRENGTHS}  # fmt: skip
+    curves = {
+        ("custom", variant, kind): [0.9, 0.8, 0.7, 0.6, 0.5]
+        for variant in nb.VARIANTS
+        for kind in nb.STRENGTHS
+    }
     figure = nb.draw_robustness(curves, 47)
     for axis, (kind, strengths) in zip(figure.axes, nb.STRENGTHS.items(), strict=True):
         for line in axis.lines:
-            assert tuple(line.get_xdata()) == strengths and list(line.get_ydata()) == [0.9, 0.8, 0.7, 0.6, 0.5]  # noqa: E501
+            assert tuple(line.get_xdata()) == strengths and list(line.get_ydata()) == [
+                0.9,
+                0.8,
+                0.7,
+                0.6,
+                0.5,
+            ]
         assert nb.UNITS[kind] in axis.get_xlabel() and len(axis.lines) == 2

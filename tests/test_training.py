@@ -46,7 +46,8 @@ def test_backend_maps_as_numpy_does(nb):
     rows = nb.affine_rows(*random_amounts(200), np.cos, np.sin)
     transform = np.stack([*rows, *[np.zeros_like(rows[0])] * 2], 1).astype(np.float32)
     found = keras.ops.image.affine_transform(
-        floats(images), transform, interpolation="bilinear", fill_value=0)[..., 0]  # fmt: skip
+        floats(images), transform, interpolation="bilinear", fill_value=0
+    )[..., 0]
     found = np.floor(keras.ops.convert_to_numpy(found) + 0.5)
     expected = nb.warp(images, rows).astype(float)
     assert np.abs(found - expected).max() <= 1
@@ -78,8 +79,10 @@ def test_layer_does_what_its_ranges_say(nb, drawn, axis):
     drawn.values[chosen] = np.random.RandomState(3).uniform(-1, 1, (len(chosen), count))
     most = (2.8, 2.8, 0.2, 0.2, math.radians(20), 0.3)
     base = (0, 0, 1, 1, 0, 0)
-    amounts = {name: start + reach * draw for name, start, reach, draw
-               in zip(AXES, base, most, drawn.values, strict=True)}  # fmt: skip
+    amounts = {
+        name: start + reach * draw
+        for name, start, reach, draw in zip(AXES, base, most, drawn.values, strict=True)
+    }
     layer = nb.RandomAffine(shift=0.1, zoom=0.2, rotation=20.0, shear=0.3)
     found = keras.ops.convert_to_numpy(layer(floats(images), training=True))[..., 0]
     expected = nb.warp_all(images, **amounts).astype(float)
@@ -137,7 +140,9 @@ def test_draws_fill_their_ranges(nb, monkeypatch):
     assert np.abs(first.mean(1)).max() < 0.05  # five standard errors
     np.testing.assert_allclose((first**2).mean(1), 1 / 3, atol=0.03)
     assert np.abs(np.corrcoef(first) - np.eye(6)).max() < 0.09
-    assert np.abs([np.corrcoef(a, b)[0, 1] for a, b in zip(first, second, strict=True)]).max() < 0.09
+    assert (
+        np.abs([np.corrcoef(a, b)[0, 1] for a, b in zip(first, second, strict=True)]).max() < 0.09
+    )
 
 
 def test_layer_comes_back_from_its_configuration(nb):
@@ -236,8 +241,14 @@ def test_fewer_images_than_a_batch(nb, data):
 
 
 def test_seeds_of_random_layers(nb, data):
-    net = keras.Sequential([keras.Input((28, 28, 1)), layers.Dropout(0.5), layers.Flatten(),
-                            keras.Sequential([layers.Dropout(0.5)])])  # fmt: skip
+    net = keras.Sequential(
+        [
+            keras.Input((28, 28, 1)),
+            layers.Dropout(0.5),
+            layers.Flatten(),
+            keras.Sequential([layers.Dropout(0.5)]),
+        ]
+    )
     model = nb.training_model(net, nb.AUGMENTATION)
     batches = nb.Batches(*data[:2], 20, 1, data[2])
 
@@ -245,8 +256,11 @@ def test_seeds_of_random_layers(nb, data):
         callback = nb.EpochSeeds(batches, seed)
         callback.set_model(model)
         callback.on_epoch_begin(epoch)
-        found = [tuple(keras.ops.convert_to_numpy(layer.seed_generator.state).tolist())
-                 for layer in model._flatten_layers() if hasattr(layer, "seed_generator")]  # fmt: skip
+        found = [
+            tuple(keras.ops.convert_to_numpy(layer.seed_generator.state).tolist())
+            for layer in model._flatten_layers()
+            if hasattr(layer, "seed_generator")
+        ]
         assert len(found) == 3
         return found
 
@@ -299,9 +313,12 @@ def test_mean_recall(nb, count, classes, seed):
     metric = nb.MeanRecall()
     for part in np.array_split(np.arange(count), 3):
         if len(part):
-            metric.update_state(np.eye(47)[labels[part]], probabilities[part],
-                                sample_weight=random.rand(len(part)))  # fmt: skip
-    assert float(metric.result()) == pytest.approx(recall(labels, probabilities.argmax(1)), abs=1e-5)
+            metric.update_state(
+                np.eye(47)[labels[part]], probabilities[part], sample_weight=random.rand(len(part))
+            )
+    assert float(metric.result()) == pytest.approx(
+        recall(labels, probabilities.argmax(1)), abs=1e-5
+    )
 
 
 def test_mean_recall_by_hand(nb):
@@ -321,8 +338,9 @@ def test_mean_recall_by_hand(nb):
 
 def optimiser(nb, steps, recipe=()):
     """Return the optimiser for `steps` steps, and the network: 2 + 2 + 2 + 2 weights."""
-    net = keras.Sequential([keras.Input((2,)), layers.Dense(1, name="dense"),
-                            layers.BatchNormalization()])  # fmt: skip
+    net = keras.Sequential(
+        [keras.Input((2,)), layers.Dense(1, name="dense"), layers.BatchNormalization()]
+    )
     nb.compile_for_training(net, {**nb.RECIPE, **dict(recipe)}, steps)
     return net.optimizer, net
 
@@ -350,7 +368,9 @@ def test_biases_and_normalisations_do_not_decay(nb):
         variable.assign(np.ones(variable.shape))
     for _ in range(3):
         used.apply([np.zeros(v.shape, np.float32) for v in net.trainable_variables])
-    after = {variable.path.split("/")[-1]: np.asarray(variable) for variable in net.trainable_variables}
+    after = {
+        variable.path.split("/")[-1]: np.asarray(variable) for variable in net.trainable_variables
+    }
     assert sorted(after) == ["beta", "bias", "gamma", "kernel"]
     assert (after.pop("kernel") < 1).all()
     assert all((value == 1).all() for value in after.values())
@@ -374,20 +394,30 @@ RANGES = {"shift": 0.03, "zoom": 0.05, "rotation": 3.0, "shear": 0.0}
 
 def small_network(seed):
     """Return a small network with batch normalisation and dropout."""
-    keras.utils.clear_session()
     keras.utils.set_random_seed(seed)
-    return keras.Sequential([
-        keras.Input((28, 28, 1)), layers.Rescaling(1 / 255), layers.AveragePooling2D(4),
-        layers.Conv2D(8, 3, use_bias=False), layers.BatchNormalization(momentum=0.5), layers.ReLU(),
-        layers.Flatten(), layers.Dropout(0.2), layers.Dense(47), layers.Softmax()])  # fmt: skip
+    return keras.Sequential(
+        [
+            keras.Input((28, 28, 1)),
+            layers.Rescaling(1 / 255),
+            layers.AveragePooling2D(4),
+            layers.Conv2D(8, 3, use_bias=False),
+            layers.BatchNormalization(momentum=0.5),
+            layers.ReLU(),
+            layers.Flatten(),
+            layers.Dropout(0.2),
+            layers.Dense(47),
+            layers.Softmax(dtype="float32"),
+        ]
+    )
 
 
 def run(nb, path=None, net=None, epochs=5, origin="a", recipe=(), augment=RANGES, seed=1):
     """Train the small network for a few epochs; return (network, history)."""
     net = small_network(seed) if net is None else net
     recipe = {**nb.RECIPE, "learning_rate": 0.02, **dict(recipe)}
-    history = nb.run_training(net, TRAIN, VALIDATION, recipe, epochs, 47, augment, seed,
-                              path=path, origin=origin)  # fmt: skip
+    history = nb.run_training(
+        net, TRAIN, VALIDATION, recipe, epochs, 47, augment, seed, path=path, origin=origin
+    )
     return net, history
 
 
@@ -415,15 +445,27 @@ def test_learns(nb, whole):
     assert len(whole.history) == 5
     assert last["loss"] < 0.7 * first["loss"] and last["val_loss"] < first["val_loss"]
     assert last["val_mean_recall"] > 0.8 > 0.4 > first["mean_recall"]
-    assert all(set(epoch) == {"loss", "accuracy", "mean_recall", "val_loss", "val_accuracy",
-                              "val_mean_recall", "seconds"} for epoch in whole.history)  # fmt: skip
+    assert all(
+        set(epoch)
+        == {
+            "loss",
+            "accuracy",
+            "mean_recall",
+            "val_loss",
+            "val_accuracy",
+            "val_mean_recall",
+            "seconds",
+        }
+        for epoch in whole.history
+    )
 
 
 def test_network_ends_with_what_was_validated(nb, whole):
     """The moving average is what the history's last entry scored and what the network holds."""
     found = np.asarray(whole.net(floats(VALIDATION[0]), training=False))
     assert recall(VALIDATION[1].astype(int), found.argmax(1)) == pytest.approx(
-        whole.history[-1]["val_mean_recall"], abs=1e-4)  # fmt: skip
+        whole.history[-1]["val_mean_recall"], abs=1e-4
+    )
     smoothed = np.eye(47)[VALIDATION[1]] * 0.9 + 0.1 / 47
     loss = -(smoothed * np.log(found)).sum(1).mean()
     assert loss == pytest.approx(whole.history[-1]["val_loss"], rel=1e-3)
@@ -435,6 +477,7 @@ class Interrupted(Exception):
 
 def interrupt(nb, monkeypatch, epoch, batch):
     """Raise Interrupted in `epoch` (from 0) after `batch` batches."""
+
     def on_train_batch_end(self, number, logs=None):
         if len(self.history) == epoch and number + 1 == batch:
             raise Interrupted
@@ -442,28 +485,37 @@ def interrupt(nb, monkeypatch, epoch, batch):
     monkeypatch.setattr(nb.Checkpoint, "on_train_batch_end", on_train_batch_end)
 
 
-@pytest.mark.parametrize("epoch, batch, seed", ((2, 3, 1), (4, 6, 99)))
-def test_interrupted_run_ends_as_if_it_had_not_been(nb, whole, tmp_path, monkeypatch, epoch, batch, seed):
-    """`seed`: of the initial weights when the run is taken up; the checkpoint replaces them."""
+def test_interrupted_run_ends_as_if_it_had_not_been(nb, whole, tmp_path, monkeypatch):
+    """Cut off twice, and taken up with other initial weights, which the checkpoint replaces."""
     path = tmp_path / "run.weights.h5"
-    with monkeypatch.context() as patched:
-        interrupt(nb, patched, epoch, batch)
-        with pytest.raises(Interrupted):
-            run(nb, path)
-    assert len(nb.saved_history(path, "a")) == epoch
-    net, history = run(nb, path, net=small_network(seed))
+    for epoch, batch, seed in ((2, 3, 1), (4, 6, 1)):
+        with monkeypatch.context() as patched:
+            interrupt(nb, patched, epoch, batch)
+            with pytest.raises(Interrupted):
+                run(nb, path, net=small_network(seed))
+        assert len(nb.saved_history(path, "a")) == epoch
+    net, history = run(nb, path, net=small_network(99))
     assert untimed(history) == untimed(whole.history)
     assert same_weights(net, whole.net)
 
 
-def test_finished_run_is_not_trained_again(nb, whole, monkeypatch):
-    def fit(*arguments, **options):
-        raise AssertionError("trained again")
+@pytest.fixture
+def fits(monkeypatch):
+    """Replace training by a note of the first epoch, counted from 0, and Interrupted."""
+    begun = []
+
+    def fit(self, *arguments, initial_epoch=0, **options):
+        begun.append(initial_epoch)
+        raise Interrupted
 
     monkeypatch.setattr(keras.Sequential, "fit", fit)
+    return begun
+
+
+def test_finished_run_is_not_trained_again(nb, whole, fits):
     before = whole.path.read_bytes()
     net, history = run(nb, whole.path, net=small_network(5))
-    assert history == whole.history and same_weights(net, whole.net)
+    assert history == whole.history and same_weights(net, whole.net) and fits == []
     assert whole.path.read_bytes() == before
 
 
@@ -481,27 +533,38 @@ def test_batches_come_to_training_in_their_order(nb, monkeypatch):
             return super().__getitem__(index)
 
     monkeypatch.setattr(nb, "Batches", Spy)
-    net = keras.Sequential([keras.Input((28, 28, 1)), layers.Flatten(), layers.Dense(47, "softmax")])
+    net = keras.Sequential(
+        [keras.Input((28, 28, 1)), layers.Flatten(), layers.Dense(47, "softmax")]
+    )
     run(nb, net=net, epochs=3, augment=None)
     for epoch in asked[-3:]:
         assert epoch[-6:] == [0, 1, 2, 3, 4, 5]
 
 
-def test_run_of_another_configuration_is_not_taken_up(nb, whole, tmp_path):
-    path = tmp_path / "run.weights.h5"
-    path.write_bytes(whole.path.read_bytes())
-    assert nb.saved_history(path, "a") == whole.history
-    assert nb.saved_history(path, "b") == []
-    _, history = run(nb, path, epochs=1, origin="b")
-    assert len(history) == 1 and history[0]["mean_recall"] < 0.4
-    assert nb.saved_history(path, "b") == history and nb.saved_history(path, "a") == []
+def test_run_of_another_configuration_is_not_taken_up(nb, whole, fits):
+    assert nb.saved_history(whole.path, "a") == whole.history
+    assert nb.saved_history(whole.path, "b") == []
+    net, before = small_network(5), small_network(5)
+    with pytest.raises(Interrupted):
+        run(nb, whole.path, net=net, epochs=9, origin="b")
+    assert fits == [0] and same_weights(net, before)
+    with pytest.raises(Interrupted):
+        run(nb, whole.path, net=net, epochs=9, origin="a")
+    assert fits == [0, 5] and not same_weights(net, before)
 
 
-def test_broken_checkpoint_is_ignored(nb, whole, tmp_path):
+def test_broken_checkpoint_is_ignored(nb, whole, tmp_path, fits):
     path, content = tmp_path / "run.weights.h5", whole.path.read_bytes()
     assert nb.saved_history(path, "a") == []
-    broken = [b"", b"\x00" * 3000, b"not HDF5" * 100, content[:100], content[: len(content) // 2],
-              content[:-1], b"x" + content[1:]]  # fmt: skip
+    broken = [
+        b"",
+        b"\x00" * 3000,
+        b"not HDF5" * 100,
+        content[:100],
+        content[: len(content) // 2],
+        content[:-1],
+        b"x" + content[1:],
+    ]
     for version in broken:
         path.write_bytes(version)
         assert nb.saved_history(path, "a") == [], f"{len(version)} bytes were believed"
@@ -509,9 +572,9 @@ def test_broken_checkpoint_is_ignored(nb, whole, tmp_path):
         file["weights"] = np.zeros(3)
     assert nb.saved_history(path, "a") == []
     path.write_bytes(content[: len(content) // 2])
-    _, history = run(nb, path, epochs=1)
-    assert untimed(history)[0]["loss"] == pytest.approx(whole.history[0]["loss"], rel=0.5)
-    assert nb.saved_history(path, "a") == history
+    with pytest.raises(Interrupted):
+        run(nb, path)
+    assert fits == [0]
 
 
 def test_checkpoint_is_whole_or_the_one_before(nb, whole, tmp_path, monkeypatch):
@@ -539,6 +602,19 @@ def test_checkpoint_holds_the_optimiser(nb, whole):
     assert record == {"made_from": "a", "history": whole.history}
 
 
+def test_trains_in_mixed_precision(nb):
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        net, history = run(nb, net=small_network(1), epochs=1)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert net.layers[2].compute_dtype == "bfloat16"
+    assert {weight.dtype for weight in net.weights} == {"float32"}
+    assert math.isfinite(history[0]["loss"]) and all(
+        np.isfinite(w).all() for w in net.get_weights()
+    )
+
+
 def test_uneven_classes_are_weighed(nb, monkeypatch):
     """The rarest class counts as much as the commonest in training."""
     seen = []
@@ -551,7 +627,9 @@ def test_uneven_classes_are_weighed(nb, monkeypatch):
     monkeypatch.setattr(nb, "Batches", Spy)
     labels = np.concatenate([np.arange(47), np.zeros(47, int)])
     with pytest.raises(Interrupted):
-        nb.run_training(None, (np.zeros((94, 28, 28), np.uint8), labels), None, nb.RECIPE, 1, 47, None, 1)
+        nb.run_training(
+            None, (np.zeros((94, 28, 28), np.uint8), labels), None, nb.RECIPE, 1, 47, None, 1
+        )
     np.testing.assert_allclose(seen[0], nb.class_weights(labels))
     assert seen[0][1] == pytest.approx(48 * seen[0][0])
 
@@ -576,11 +654,34 @@ def trainings(nb, monkeypatch):
     """Replace `run_training` by one that notes its arguments and returns a made-up history."""
     calls = []
 
-    def run_training(net, train, validation, recipe, epochs, batch, augment, seed, path=None,
-                     origin="", label=None):  # fmt: skip
-        calls.append(SimpleNamespace(net=net, train=train, validation=validation, recipe=recipe,
-                                     epochs=epochs, batch=batch, augment=augment, seed=seed, path=path,
-                                     origin=origin, label=label))  # fmt: skip
+    def run_training(
+        net,
+        train,
+        validation,
+        recipe,
+        epochs,
+        batch,
+        augment,
+        seed,
+        path=None,
+        origin="",
+        label=None,
+    ):
+        calls.append(
+            SimpleNamespace(
+                net=net,
+                train=train,
+                validation=validation,
+                recipe=recipe,
+                epochs=epochs,
+                batch=batch,
+                augment=augment,
+                seed=seed,
+                path=path,
+                origin=origin,
+                label=label,
+            )
+        )
         return [{"val_mean_recall": nb.fake_score(calls), "seconds": 0.5}] * epochs
 
     monkeypatch.setattr(nb, "fake_score", lambda calls: 0.5, raising=False)
@@ -588,18 +689,27 @@ def trainings(nb, monkeypatch):
     return calls
 
 
-BUDGET = {"epochs": {"softmax": 3, "resnet50v2": 0, "custom": 2}, "batch": 32}
+BUDGET = {"epochs": {"softmax": 3, "resnet50v2": 0, "custom": 2}, "batch": 32, "sample_per_class": None}
 SPLITS = {"train": TRAIN, "validation": VALIDATION}
 
 
 def test_train(nb, trainings, tmp_path):
-    net, history = nb.train("softmax", "with_da", {"learning_rate": 0.5, "dropout": 0.1}, SPLITS,
-                            "digest", BUDGET, tmp_path, seed=3)  # fmt: skip
+    net, history = nb.train(
+        "softmax",
+        "with_da",
+        {"learning_rate": 0.5, "dropout": 0.1},
+        SPLITS,
+        "digest",
+        BUDGET,
+        tmp_path,
+        seed=3,
+    )
     call = trainings[0]
     assert net is call.net and len(history) == 3
     assert call.recipe == {**nb.RECIPE, "learning_rate": 0.5}
     assert (call.epochs, call.batch, call.seed, call.augment) == (3, 32, 3, nb.AUGMENTATION)
-    assert call.train is TRAIN and call.validation is VALIDATION
+    assert call.train[0] is TRAIN[0] and call.train[1] is TRAIN[1]
+    assert call.validation is VALIDATION
     assert call.path == tmp_path / "softmax_with_da_3.weights.h5"
     assert call.label == "Training Softmax regression with DA"
 
@@ -615,26 +725,48 @@ def test_variants_differ_in_augmentation_alone(nb, trainings, tmp_path):
     first, second = (vars(call) for call in trainings)
     nets = [first.pop("net"), second.pop("net")]
     assert same_weights(*nets)
-    differing = {key for key in first if first[key] is not second[key] and first[key] != second[key]}
+    differing = {
+        key for key in first if first[key] is not second[key] and first[key] != second[key]
+    }
     assert differing == {"augment", "path", "origin", "label"}
     assert first["augment"] is None and second["augment"] == nb.AUGMENTATION
 
 
-@pytest.mark.parametrize("change", (
-    {"settings": {"learning_rate": 0.1}}, {"settings": {"dropout": 0.15}}, {"data": "other"},
-    {"seed": 8}, {"epochs": 9}, {"batch": 16}, {"variant": "without_da"}, {"version": 99},
-    {"policy": "other"}))  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    (
+        {"settings": {"learning_rate": 0.1}},
+        {"settings": {"dropout": 0.15}},
+        {"data": "other"},
+        {"seed": 8},
+        {"epochs": 9},
+        {"batch": 16},
+        {"variant": "without_da"},
+        {"version": 99},
+        {"policy": "other"},
+    ),
+)
 def test_everything_is_in_the_origin(nb, trainings, tmp_path, monkeypatch, change):
     """A run is taken up only where all that it depends on is the same."""
     tiny = {"widths": (2, 2, 2), "depths": (1, 1, 1)}
 
-    def origin(settings=(), data="d", seed=1, epochs=2, batch=32, variant="with_da", version=1,
-               policy="float32"):  # fmt: skip
+    def origin(
+        settings=(),
+        data="d",
+        seed=1,
+        epochs=2,
+        batch=32,
+        variant="with_da",
+        version=1,
+        policy="float32",
+    ):
         monkeypatch.setattr(nb, "CODE_VERSION", version)
         monkeypatch.setattr(nb, "precision", lambda: policy)
         monkeypatch.setattr(keras.config, "set_dtype_policy", lambda policy: None)
-        budget = {"epochs": {"custom": epochs}, "batch": batch}
-        nb.train("custom", variant, {**tiny, **dict(settings)}, SPLITS, data, budget, tmp_path, seed)
+        budget = {"epochs": {"custom": epochs}, "batch": batch, "sample_per_class": None}
+        nb.train(
+            "custom", variant, {**tiny, **dict(settings)}, SPLITS, data, budget, tmp_path, seed
+        )
         return trainings[-1].origin
 
     base = origin()
@@ -646,19 +778,26 @@ def test_everything_is_in_the_origin(nb, trainings, tmp_path, monkeypatch, chang
 
 def space(hp):
     """A small space: 3 widths, of which the last is over the budget of the test, and a rate."""
-    return {"widths": (hp.Choice("width", [2, 4, 30], default=4),) * 3,
-            "learning_rate": hp.Choice("learning_rate", [0.001, 0.002], default=0.002)}  # fmt: skip
+    return {
+        "widths": (hp.Choice("width", [2, 4, 30], default=4),) * 3,
+        "learning_rate": hp.Choice("learning_rate", [0.001, 0.002], default=0.002),
+    }
 
 
 @pytest.fixture
 def searching(nb, monkeypatch, trainings, tmp_path):
     """A search of six trials, two of them over the budget; `run()` runs or resumes it."""
     monkeypatch.setattr(nb, "STEPS", {"small": ("custom", space)})
-    monkeypatch.setattr(nb, "MAX_PARAMETERS", 30_000, raising=False)
+    monkeypatch.setattr(nb, "MAX_PARAMETERS", 10_000, raising=False)
     monkeypatch.setattr(nb, "MAX_MFLOPS", 1000, raising=False)
     score = {(2, 0.001): 0.1, (2, 0.002): 0.2, (4, 0.001): 0.4, (4, 0.002): 0.3}
     monkeypatch.setattr(nb, "fake_score", lambda calls: score[setting(calls[-1])])
-    budget = {"trials": {"small": 6}, "trial_images": {"custom": 94}, "trial_epochs": 2, "batch": 16}
+    budget = {
+        "trials": {"small": 6},
+        "trial_images": {"custom": 94},
+        "trial_epochs": 2,
+        "batch": 16,
+    }
     held = SimpleNamespace(budget=budget, trainings=trainings, folder=tmp_path / "tuning")
 
     def run(fixed=(), data="digest", **budget):
@@ -742,14 +881,48 @@ def test_interrupted_search_repeats_no_trial(nb, searching, monkeypatch):
     assert calls[2] == cut[0], "the trial that was cut off was not the next"
 
 
-@pytest.mark.parametrize("change", (
-    {"fixed": {"dropout": 0.5}}, {"data": "other"}, {"trial_epochs": 3}, {"batch": 8},
-    {"trial_images": {"custom": 141}}))  # fmt: skip
-def test_search_of_another_configuration_is_not_taken_up(searching, change):
+def test_search_of_another_configuration_is_not_taken_up(searching):
     searching.run()
     assert len(searching.trainings) == 4
-    searching.run(**change)
+    searching.run(data="other")
     assert len(searching.trainings) == 8
+    searching.run(data="other")
+    assert len(searching.trainings) == 8
+
+
+def test_everything_is_in_the_origin_of_a_search(nb, searching, monkeypatch):
+    """A search is taken up only where all that it depends on is the same."""
+    base = {
+        "step": "small",
+        "fixed": {"dropout": 0.1},
+        "budget": searching.budget,
+        "data_digest": "d",
+    }
+    before = nb.search_origin(**base)
+    assert nb.search_origin(**base) == before
+    changes = [{"fixed": {"dropout": 0.2}}, {"data_digest": "e"}]
+    changes += [
+        {"budget": {**searching.budget, key: value}}
+        for key, value in (
+            ("trials", {"small": 7}),
+            ("trial_images", {"custom": 47}),
+            ("trial_epochs", 3),
+            ("batch", 8),
+        )
+    ]
+    for change in changes:
+        assert nb.search_origin(**{**base, **change}) != before, change
+    for name, value in (
+        ("SEED", 1),
+        ("RECIPE", {}),
+        ("AUGMENTATION", {}),
+        ("CUSTOM", {}),
+        ("CODE_VERSION", 99),
+        ("STEPS", {"small": ("custom", nb.head_space)}),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(nb, name, value)
+            assert nb.search_origin(**base) != before, name
 
 
 @pytest.mark.parametrize("error", (ValueError("bad luck"), MemoryError("bad luck")))
@@ -770,7 +943,8 @@ def test_trial_that_fails_otherwise_is_an_error(nb, searching, monkeypatch, erro
 def test_score_that_is_no_number_is_an_error(nb, searching, monkeypatch):
     score = nb.fake_score
     monkeypatch.setattr(
-        nb, "fake_score", lambda calls: math.nan if len(calls) == 2 else score(calls))  # fmt: skip
+        nb, "fake_score", lambda calls: math.nan if len(calls) == 2 else score(calls)
+    )
     with pytest.raises(RuntimeError, match=r"trial_\d.trial\.json: expected a finished trial"):
         searching.run()
 
@@ -804,39 +978,52 @@ def test_steps_build_on_each_other(nb, monkeypatch, tmp_path):
         calls.append((step, dict(fixed)))
         return [{"settings": {}}]
 
-    decided = {"trunk": {"pooling": "stride"}, "head": {"label_smoothing": 0.05, "dropout": 0.1},
-               "optimiser": {"learning_rate": 0.004}, "mobilenetv2": {"learning_rate": 0.001}}  # fmt: skip
+    decided = {
+        "trunk": {"pooling": "stride"},
+        "head": {"label_smoothing": 0.05, "dropout": 0.1},
+        "optimiser": {"learning_rate": 0.004},
+        "mobilenetv2": {"learning_rate": 0.001},
+    }
     monkeypatch.setattr(nb, "search", search)
     monkeypatch.setattr(nb, "chosen", lambda step, trials: decided[step])
     found, steps = nb.decide(SPLITS, "d", {"trials": {"mobilenetv2": 3, "resnet50v2": 0}}, tmp_path)
     custom = {**decided["trunk"], **decided["head"], **decided["optimiser"]}
     assert calls == [
-        ("trunk", {}), ("head", decided["trunk"]),
+        ("trunk", {}),
+        ("head", decided["trunk"]),
         ("optimiser", {**decided["trunk"], **decided["head"]}),
-        ("mobilenetv2", {"label_smoothing": 0.05})]  # fmt: skip
+        ("mobilenetv2", {"label_smoothing": 0.05}),
+    ]
     mobile = {"label_smoothing": 0.05, "learning_rate": 0.001}
     assert found == {
-        "custom": custom, "mobilenetv2": mobile, "mobilenetv2_56px": mobile,
-        "resnet50v2": {"label_smoothing": 0.05}, "softmax": {"label_smoothing": 0.05},
-        "lenet5": {"label_smoothing": 0.05}}  # fmt: skip
+        "custom": custom,
+        "mobilenetv2": mobile,
+        "mobilenetv2_56px": mobile,
+        "resnet50v2": {"label_smoothing": 0.05},
+        "softmax": {"label_smoothing": 0.05},
+        "lenet5": {"label_smoothing": 0.05},
+    }
     assert list(steps) == ["trunk", "head", "optimiser", "mobilenetv2"]
 
 
 # ---------------------------------------------------------------------------- convergence
 
 
-@pytest.mark.parametrize("recall, expected", (
-    ([0.5, 0.6, 0.7, 0.8, 0.9], False),
-    ([0.5, 0.6, 0.7, 0.9, 0.901], True),
-    ([0.5, 0.6, 0.7, 0.9, 0.902], True),  # 0.2 points are not more than 0.2 points
-    ([0.5, 0.6, 0.7, 0.9, 0.9021], False),
-    ([0.5, 0.6, 0.7, 0.9, 0.8], True),  # it fell
-    ([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.88, 0.881, 0.8815], True),  # a fifth of 10 are 2
-    ([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.88, 0.882, 0.8825], False),
-    ([0.9, 0.9, 0.9, 0.9, 0.9, 0.903], False),  # a fifth of 6 are 2, begun ones counted
-    ([0.9], False),  # too short to tell
-    ([0.9, 0.9], True),
-    ([], False),
-))  # fmt: skip
+@pytest.mark.parametrize(
+    "recall, expected",
+    (
+        ([0.5, 0.6, 0.7, 0.8, 0.9], False),
+        ([0.5, 0.6, 0.7, 0.9, 0.901], True),
+        ([0.5, 0.6, 0.7, 0.9, 0.902], True),  # 0.2 points are not more than 0.2 points
+        ([0.5, 0.6, 0.7, 0.9, 0.9021], False),
+        ([0.5, 0.6, 0.7, 0.9, 0.8], True),  # it fell
+        ([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.88, 0.881, 0.8815], True),  # a fifth of 10 are 2
+        ([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.88, 0.882, 0.8825], False),
+        ([0.9, 0.9, 0.9, 0.9, 0.9, 0.903], False),  # a fifth of 6 are 2, begun ones counted
+        ([0.9], False),  # too short to tell
+        ([0.9, 0.9], True),
+        ([], False),
+    ),
+)
 def test_converged(nb, recall, expected):
     assert nb.converged([{"val_mean_recall": value} for value in recall]) is expected

@@ -83,9 +83,13 @@ def generating(nb, images):
         return None
     ranges = nb.AUGMENTATION
     generator = ImageDataGenerator(
-        rotation_range=ranges["rotation"], width_shift_range=ranges["shift"],
-        height_shift_range=ranges["shift"], zoom_range=ranges["zoom"], fill_mode="constant", cval=0,
-    )  # fmt: skip
+        rotation_range=ranges["rotation"],
+        width_shift_range=ranges["shift"],
+        height_shift_range=ranges["shift"],
+        zoom_range=ranges["zoom"],
+        fill_mode="constant",
+        cval=0,
+    )
     batches = generator.flow(images, batch_size=len(images), shuffle=False)
     return lambda: next(batches)
 
@@ -103,30 +107,46 @@ def main():
     labels = random.randint(0, 47, given.batch)
     network = published_network(nb)
     with nb.training_policy() as policy:
-        steps = {name: training_step(nb, network, augment, images, labels)
-                 for name, augment in (("with", nb.AUGMENTATION), ("without", None))}  # fmt: skip
+        steps = {
+            name: training_step(nb, network, augment, images, labels)
+            for name, augment in (("with", nb.AUGMENTATION), ("without", None))
+        }
         seconds = alternate(steps, given.rounds, given.steps)
     share = 1 - seconds["without"] / seconds["with"]
     makers = {"layer": augmenting(nb, images), "generator": generating(nb, images)}
     makers = {name: maker for name, maker in makers.items() if maker is not None}
     augment = alternate(makers, given.rounds, max(given.steps // 4, 1))
     speed = {name: given.batch / value for name, value in augment.items()}
-    rows = [["training step with augmentation, ms", f"{1e3 * seconds['with']:.1f}", "", ""],
-            ["training step without, ms", f"{1e3 * seconds['without']:.1f}", "", ""],
-            ["share of augmentation in a step", f"{share:.3f}", f"< {MOST_OF_A_STEP}",
-             verdict(share < MOST_OF_A_STEP)],
-            ["`RandomAffine`, images/s", f"{speed['layer']:,.0f}", "", ""]]  # fmt: skip
+    rows = [
+        ["training step with augmentation, ms", f"{1e3 * seconds['with']:.1f}", "", ""],
+        ["training step without, ms", f"{1e3 * seconds['without']:.1f}", "", ""],
+        [
+            "share of augmentation in a step",
+            f"{share:.3f}",
+            f"< {MOST_OF_A_STEP}",
+            verdict(share < MOST_OF_A_STEP),
+        ],
+        ["`RandomAffine`, images/s", f"{speed['layer']:,.0f}", "", ""],
+    ]
     if "generator" in speed:
         times = speed["layer"] / speed["generator"]
-        rows += [["`ImageDataGenerator`, images/s", f"{speed['generator']:,.0f}", "", ""],
-                 ["times as fast", f"{times:.1f}", f">= {LEAST_TIMES_FASTER}",
-                  verdict(times >= LEAST_TIMES_FASTER)]]  # fmt: skip
+        rows += [
+            ["`ImageDataGenerator`, images/s", f"{speed['generator']:,.0f}", "", ""],
+            [
+                "times as fast",
+                f"{times:.1f}",
+                f">= {LEAST_TIMES_FASTER}",
+                verdict(times >= LEAST_TIMES_FASTER),
+            ],
+        ]
     else:
         rows.append(["`ImageDataGenerator`, images/s", "not measured: SciPy is missing", "", ""])
-    found = ", ".join(nb.accelerators()) or "no accelerator"
-    print(f"{nb.processor()}, {os.cpu_count()} cores, {found}; Python {platform.python_version()}, "
-          f"Keras {keras.version()} on {keras.backend.backend()}, {policy}; batches of {given.batch}, "
-          f"custom network {'as published' if network else 'as the search begins'}.\n")  # fmt: skip
+    devices = ", ".join(nb.accelerators()) or "no accelerator"
+    print(
+        f"{nb.processor()}, {os.cpu_count()} cores, {devices}; Python {platform.python_version()}, "
+        f"Keras {keras.version()} on {keras.backend.backend()}, {policy}; custom network "
+        f"{'as published' if network else 'as the search begins'}, batches of {given.batch}.\n"
+    )
     print(nb.table(rows, ["what", "measured", "target", "met"]).data)
 
 

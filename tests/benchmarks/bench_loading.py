@@ -5,14 +5,15 @@
 
 Prints a Markdown table: the median seconds of 5 repeats (or as many as asked for) to read the
 training images and labels of EMNIST_DIR into NumPy arrays, from gzipped and from plain files, with
-the notebook's own functions and with `python-mnist`, a parser in pure Python. The plain files are
-unpacked into a temporary folder first. Files are warm in the page cache, and what the two loaders
-return is compared, so a fast wrong answer does not count.
+the notebook's own functions and with `python-mnist`, a parser in pure Python. Processor seconds do
+not count what other programs take; the last column is their ratio. The plain files are unpacked
+into a temporary folder first, files are warm in the page cache, and what the two loaders return is
+compared, so a fast wrong answer does not count.
 """
 
+import functools
 import gzip
 import os
-import statistics
 import sys
 import tempfile
 import time
@@ -69,44 +70,51 @@ def write_folders(nb, source, target):
     return folders
 
 
-def measure(read, repeats, expected):
-    """Return the median seconds of `read()`, whose result must be `expected`."""
-    seconds = []
+def measure(readers, repeats):
+    """Return the median (seconds, processor seconds) of every reader.
+
+    `readers`: {row: (function without arguments, what it must return)}. They take turns, so that
+    another load on the machine meets all of them alike.
+    """
+    seconds = {row: [] for row in readers}
     for _ in range(repeats):
-        begin = time.perf_counter()
-        found = read()
-        seconds.append(time.perf_counter() - begin)
-        for one, other in zip(found, expected, strict=True):
-            np.testing.assert_array_equal(one, other)
-        del found
-    return statistics.median(seconds)
+        for row, (read, expected) in readers.items():
+            begin = time.perf_counter(), time.process_time()
+            found = read()
+            end = time.perf_counter(), time.process_time()
+            seconds[row].append(np.subtract(end, begin))
+            for one, other in zip(found, expected, strict=True):
+                np.testing.assert_array_equal(one, other)
+            del found
+    return {row: np.median(times, axis=0) for row, times in seconds.items()}
 
 
 def main():
     repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 5
     if not os.environ.get("EMNIST_DIR"):
-        raise SystemExit("EMNIST_DIR: expected a folder with the EMNIST files; it is not set")
+        raise SystemExit("EMNIST_DIR: expected a folder with the EMNIST files; found it not set")
     MNIST, nb = python_mnist(), load_notebook()
     with tempfile.TemporaryDirectory() as target:
         folders = write_folders(nb, os.environ["EMNIST_DIR"], target)
         upright = read_with_notebook(nb, folders[False])
         as_stored = upright[0].swapaxes(1, 2), upright[1]
-        rows = []
+        readers = {}
         for packed, folder in folders.items():
-            name = "gzipped" if packed else "plain"
-            fast = measure(lambda f=folder: read_with_notebook(nb, f), repeats, upright)
-            rows.append(("this notebook", name, "yes", fast, 1))
-            for turn, expected in ((True, upright), (False, as_stored)):
-                slow = measure(
-                    lambda f=folder, p=packed, t=turn: read_with_python_mnist(MNIST, f, p, t),
-                    repeats,
-                    expected,
+            files = "gzipped" if packed else "plain"
+            read = functools.partial(read_with_notebook, nb, folder)
+            readers["this notebook", files, "yes"] = read, upright
+            for turned, expected in (("yes", upright), ("no", as_stored)):
+                read = functools.partial(
+                    read_with_python_mnist, MNIST, folder, packed, turned == "yes"
                 )
-                rows.append(("python-mnist", name, "yes" if turn else "no", slow, slow / fast))
+                readers["python-mnist", files, turned] = read, expected
+        medians = measure(readers, repeats)
     print(f"Reading {len(upright[1]):,} training images and labels, median of {repeats}:\n")
-    print("| loader | files | turned upright | seconds | times as long |\n|---|---|---|---:|---:|")
-    for loader, name, turned, seconds, ratio in rows:
-        print(f"| {loader} | {name} | {turned} | {seconds:.2f} | {ratio:.0f} |")
+    print("| loader | files | turned upright | seconds | processor seconds | times as long |")
+    print("|---|---|---|---:|---:|---:|")
+    for (loader, files, turned), (seconds, processor) in medians.items():
+        ratio = processor / medians["this notebook", files, "yes"][1]
+        print(f"| {loader} | {files} | {turned} | {seconds:.2f} | {processor:.2f} | {ratio:.0f} |")
 
 
 if __name__ == "__main__":
