@@ -689,7 +689,11 @@ def trainings(nb, monkeypatch):
     return calls
 
 
-BUDGET = {"epochs": {"softmax": 3, "resnet50v2": 0, "custom": 2}, "batch": 32, "sample_per_class": None}
+BUDGET = {
+    "epochs": {"softmax": 3, "resnet50v2": 0, "custom": 2},
+    "batch": 32,
+    "sample_per_class": None,
+}
 SPLITS = {"train": TRAIN, "validation": VALIDATION}
 
 
