@@ -108,7 +108,9 @@ def test_definition_cells_only_define():
             continue
         for node in ast.parse(source).body:
             assert isinstance(node, allowed), source[:200]
-            assert "display(" not in ast.unparse(node) or isinstance(node, ast.FunctionDef | ast.ClassDef)
+            assert "display(" not in ast.unparse(node) or isinstance(
+                node, ast.FunctionDef | ast.ClassDef
+            )
 
 
 @pytest.mark.slow

@@ -120,7 +120,9 @@ def test_committed_notebook_shows_results_json(nb):
     )
     assert shown.count(nb.table(nb.result_rows(RESULTS), nb.RESULT_HEADER).data) == 2
     assert "**differs**" not in shown
-    for sentence in nb.conclusions(RESULTS).data.splitlines() if "BIG_PARAMETERS" in vars(nb) else []:
+    for sentence in (
+        nb.conclusions(RESULTS).data.splitlines() if "BIG_PARAMETERS" in vars(nb) else []
+    ):
         assert sentence in shown
 
 
