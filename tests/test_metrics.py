@@ -255,6 +255,7 @@ def test_top_confusions(nb):
     counts[index("O"), index("0")] = 30
     counts[index("q"), index("9")] = 10
     counts[index("f"), index("F")] = 60
+    counts[index("0"), index("0")] = 1000
     rows = nb.top_confusions(counts, most=3)
     assert [[*row[:2], int(row[2]), row[3]] for row in rows] == [
         ["`f`", "`F`", 60, "40.0"],
@@ -332,6 +333,22 @@ def test_quarter_turns_are_exact(nb, noise, quarters):
 def test_mirrors_are_exact(nb, noise):
     assert (warped(nb, noise, zoom_x=-1) == noise[:, :, ::-1]).all()
     assert (warped(nb, noise, zoom_y=-1) == noise[:, ::-1]).all()
+
+
+def test_rows_are_a_product_of_matrices(nb):
+    """Output to input: back by the shift, turn about the centre, shrink by the zooms, shear."""
+    random = np.random.RandomState(0)
+    for _ in range(20):
+        shift_x, shift_y, angle, shear = random.uniform(-2, 2, 4)
+        zoom_x, zoom_y = random.uniform(0.5, 2, 2)
+        cos, sin = math.cos(angle), math.sin(angle)
+        turn = np.array([[cos, -sin], [sin, cos]])
+        matrix = np.array([[1, shear], [0, 1]]) @ np.diag([1 / zoom_x, 1 / zoom_y]) @ turn
+        centre = np.full(2, 13.5)
+        offset = centre - matrix @ (centre + [shift_x, shift_y])
+        found = nb.affine_rows(shift_x, shift_y, zoom_x, zoom_y, angle, shear, math.cos, math.sin)
+        expected = [*matrix[0], offset[0], *matrix[1], offset[1]]
+        np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
 def test_shear_moves_each_row_on_its_own(nb, noise):
