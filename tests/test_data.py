@@ -655,7 +655,7 @@ def test_atomic_writes_and_replaces(nb, tmp_path):
     assert path.stat().st_mode & 0o777 == 0o644
 
 
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, ConnectionError, SystemExit])
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, ConnectionError, SystemExit])
 @pytest.mark.parametrize("old", [{}, {"file": b"old"}])
 def test_atomic_leaves_the_old_file(nb, tmp_path, old, error):
     write(tmp_path, old)

@@ -345,7 +345,7 @@ def test_rows_are_a_product_of_matrices(nb):
         turn = np.array([[cos, -sin], [sin, cos]])
         matrix = np.array([[1, shear], [0, 1]]) @ np.diag([1 / zoom_x, 1 / zoom_y]) @ turn
         centre = np.full(2, 13.5)
-        offset = centre - matrix @ (centre + [shift_x, shift_y])
+        offset = centre - matrix @ np.add(centre, (shift_x, shift_y))
         found = nb.affine_rows(shift_x, shift_y, zoom_x, zoom_y, angle, shear, math.cos, math.sin)
         expected = [*matrix[0], offset[0], *matrix[1], offset[1]]
         np.testing.assert_allclose(found, expected, atol=1e-12)

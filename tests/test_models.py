@@ -317,6 +317,15 @@ def test_portable(nb):
     assert json.dumps(config) == before, "the argument was changed"
 
 
+def test_portable_drops_defaults_alone(nb):
+    changed = dict.fromkeys(nb.NEWER_KEYS, "another value")
+    assert nb.portable([changed]) == [changed]
+    assert nb.portable({"config": dict(nb.NEWER_KEYS), "momentum": 0.99}) == {
+        "config": {},
+        "momentum": 0.99,
+    }
+
+
 def test_portable_models_name_nothing_new(nb, networks):
     for name in ("custom", "mobilenetv2"):
         config = nb.portable(json.loads(networks[name].to_json()))
@@ -348,7 +357,8 @@ def inner(model):
     return keras.Model(model.input, model.get_layer("logits").output)
 
 
-def test_temperature_is_folded_into_the_last_layer(nb):
+def test_temperature_is_folded_into_the_last_layer(nb, monkeypatch):
+    monkeypatch.setattr(nb, "estimate_statistics", lambda *arguments: None)
     net = lively(nb.make_model("custom", **TINY))
     images = pictures(300)
     sure = np.asarray(net(images[..., None]), np.float64)
@@ -357,8 +367,12 @@ def test_temperature_is_folded_into_the_last_layer(nb):
     random = np.random.RandomState(1)
     labels = np.array([random.choice(47, p=row) for row in flat])  # as if the truth were flatter
     before = [weight.copy() for weight in net.get_weights()]
-    plain, temperature = nb.plain_network(net, "custom", TINY, (images, labels))
+    held = (images, labels)
+    plain, temperature, recall = nb.plain_network(net, "custom", TINY, images, None, held)
     assert temperature > 1.3
+    right = sure.argmax(1) == labels
+    expected = np.mean([right[labels == label].mean() for label in np.unique(labels)])
+    assert recall == pytest.approx(expected, abs=1e-6)
     expected = sure ** (1 / temperature)
     expected /= expected.sum(1, keepdims=True)
     np.testing.assert_allclose(nb.predict(plain, images), expected, atol=1e-5)
@@ -373,7 +387,48 @@ def test_non_finite_weights_are_not_published(nb, value):
     weights[3].flat[1] = value
     net.set_weights(weights)
     with pytest.raises(ValueError, match=r"custom: expected finite weights; found NaN or infinity"):
-        nb.plain_network(net, "custom", TINY, (pictures(47), np.arange(47)))
+        nb.plain_network(net, "custom", TINY, pictures(9), None, (pictures(47), np.arange(47)))
+
+
+@pytest.mark.parametrize("augment", (None, {"shift": 0.3, "zoom": 0, "rotation": 0, "shear": 0}))
+def test_statistics_are_means_over_training_images(nb, augment):
+    """Of the images as they are and, with augmentation, of every other batch augmented."""
+    images = pictures(64)
+    net = keras.Sequential([keras.Input((28, 28, 1)), keras.layers.BatchNormalization()])
+    norm = net.layers[0]
+    norm.momentum = 0.7
+    nb.estimate_statistics(net, images, augment, 5, batch=16, most=48)
+    picked = images[np.random.RandomState(5).permutation(64)[:48]].reshape(3, 16, 28, 28, 1)
+    blocks = picked.astype(np.float32)
+    if augment:
+        layer = nb.RandomDistortion(**augment, seed=5)
+        blocks[1] = keras.ops.convert_to_numpy(layer(blocks[1], training=True))
+    mean, variance = (np.asarray(value) for value in (norm.moving_mean, norm.moving_variance))
+    np.testing.assert_allclose(mean, blocks.mean((1, 2, 3, 4)).mean(), rtol=1e-4)
+    np.testing.assert_allclose(variance, blocks.var((1, 2, 3, 4)).mean(), rtol=1e-3)
+    assert norm.momentum == 0.7
+
+
+def test_statistics_of_few_images_and_of_networks_without_any(nb):
+    net = keras.Sequential([keras.Input((28, 28, 1)), keras.layers.BatchNormalization()])
+    images = pictures(5)
+    nb.estimate_statistics(net, images, None, 1)
+    np.testing.assert_allclose(np.asarray(net.layers[0].moving_mean), images.mean(), rtol=1e-4)
+    plain = nb.make_model("softmax")
+    before = plain.get_weights()
+    nb.estimate_statistics(plain, images, nb.AUGMENTATION, 1)
+    assert all((a == b).all() for a, b in zip(before, plain.get_weights(), strict=True))
+
+
+def test_published_network_has_new_statistics(nb):
+    net = lively(nb.make_model("custom", **TINY))
+    held = (pictures(47), np.arange(47))
+    plain, _, _ = nb.plain_network(net, "custom", TINY, pictures(200), None, held)
+    norm, before = plain.get_layer("stage1_1_bn"), net.get_layer("stage1_1_bn")
+    assert not np.allclose(norm.moving_mean, before.moving_mean)
+    np.testing.assert_array_equal(norm.gamma, before.gamma)
+    again, _, _ = nb.plain_network(net, "custom", TINY, pictures(200), None, held)
+    assert all((a == b).all() for a, b in zip(plain.get_weights(), again.get_weights(), strict=True))
 
 
 # ------------------------------------------------------------------------- publishing
@@ -530,7 +585,8 @@ def test_compiled_model_is_published_without_its_optimiser(nb, release, tmp_path
     net = nb.make_model("custom", **TINY)
     net.compile("adam", "categorical_crossentropy")
     net.optimizer.build(net.trainable_variables)
-    plain, _ = nb.plain_network(net, "custom", TINY, (pictures(47), np.arange(47)))
+    held = (pictures(47), np.arange(47))
+    plain, _, _ = nb.plain_network(net, "custom", TINY, pictures(9), None, held)
     nb.write_model(plain, "custom", "with_da", tmp_path)
     small = (release[0] / "custom_with_da.weights.h5").stat().st_size
     assert (tmp_path / "custom_with_da.weights.h5").stat().st_size < 1.2 * small

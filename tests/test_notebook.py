@@ -114,11 +114,14 @@ def test_definition_cells_only_define():
 
 
 @pytest.mark.slow
-def test_quick_runs_from_scratch(tmp_path):
+@pytest.mark.parametrize("backend", ("tensorflow", "jax"))
+def test_quick_runs_from_scratch(tmp_path, backend):
+    pytest.importorskip(backend)
     source = {"EMNIST_DIR": REAL_DATA} if REAL_DATA else {"EMNIST_DATA_URL": "http://127.0.0.1:9/",
               "EMNIST_NIST_URL": "http://127.0.0.1:9/"}  # fmt: skip
     nowhere = {"EMNIST_MODELS_URL": "http://127.0.0.1:9/"}
-    book = execute(tmp_path, EMNIST_PROFILE="quick", **source, **nowhere)
+    book = execute(tmp_path, EMNIST_PROFILE="quick", KERAS_BACKEND=backend, **source, **nowhere)
+    assert backend in texts(book)
     assert_clean(book.cells)
     results = json.loads((tmp_path / "runs/quick/published/results.json").read_text())
     assert set(results["models"]) == {"custom", "resnet50v2", "mobilenetv2"}

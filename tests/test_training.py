@@ -57,12 +57,13 @@ def test_backend_maps_as_numpy_does(nb):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """Replace the layer's draws by `drawn.values` (6, N) in -1 to 1."""
-    held = SimpleNamespace(values=None)
+    """Replace the layer's draws by `drawn.values` (6, N) and `drawn.knots` (2, N, 5, 5)."""
+    held = SimpleNamespace(values=None, knots=None)
 
     def uniform(shape, low, high, dtype=None, seed=None):
-        assert (low, high) == (-1, 1) and tuple(shape) == held.values.shape and seed is not None
-        return keras.ops.convert_to_tensor(held.values.astype(np.float32))
+        values = held.values if len(shape) == 2 else held.knots
+        assert (low, high) == (-1, 1) and tuple(shape) == values.shape and seed is not None
+        return keras.ops.convert_to_tensor(values.astype(np.float32))
 
     monkeypatch.setattr(keras.random, "uniform", uniform)
     return held
@@ -84,7 +85,7 @@ def test_layer_does_what_its_ranges_say(nb, drawn, axis):
         name: start + reach * draw
         for name, start, reach, draw in zip(AXES, base, most, drawn.values, strict=True)
     }
-    layer = nb.RandomAffine(shift=0.1, zoom=0.2, rotation=20.0, shear=0.3)
+    layer = nb.RandomDistortion(shift=0.1, zoom=0.2, rotation=20.0, shear=0.3)
     found = keras.ops.convert_to_numpy(layer(floats(images), training=True))[..., 0]
     expected = nb.warp_all(images, **amounts).astype(float)
     assert np.abs(np.floor(found + 0.5) - expected).max() <= 1
@@ -96,7 +97,7 @@ def test_shift_goes_right_and_down(nb, drawn, row, shifted):
     images = pictures(2)
     drawn.values = np.zeros((6, 2))
     drawn.values[row] = 1
-    layer = nb.RandomAffine(shift=3 / 28, zoom=0, rotation=0, shear=0)
+    layer = nb.RandomDistortion(shift=3 / 28, zoom=0, rotation=0, shear=0)
     found = keras.ops.convert_to_numpy(layer(floats(images), training=True))[..., 0]
     kept = np.s_[:, :-3] if row == 0 else np.s_[:-3]
     for before, after in zip(images, found, strict=True):
@@ -106,13 +107,13 @@ def test_shift_goes_right_and_down(nb, drawn, row, shifted):
 
 def test_nothing_at_zero_ranges(nb):
     images = floats(pictures(20))
-    found = nb.RandomAffine(**NONE)(images, training=True)
+    found = nb.RandomDistortion(**NONE)(images, training=True)
     np.testing.assert_allclose(found, images, atol=1e-3)
 
 
 def test_augmentation_acts_in_training_alone(nb):
     images = floats(pictures(6))
-    layer = nb.RandomAffine(**nb.AUGMENTATION)
+    layer = nb.RandomDistortion(**nb.AUGMENTATION)
     assert (np.asarray(layer(images)) == images).all()
     assert (np.asarray(layer(images, training=False)) == images).all()
     assert not np.allclose(layer(images, training=True), images, atol=5)
@@ -129,7 +130,7 @@ def test_draws_fill_their_ranges(nb, monkeypatch):
         return real(*arguments)
 
     monkeypatch.setattr(nb, "affine_rows", affine_rows)
-    layer = nb.RandomAffine(shift=0.1, zoom=0.2, rotation=20.0, shear=0.3)
+    layer = nb.RandomDistortion(shift=0.1, zoom=0.2, rotation=20.0, shear=0.3)
     images = np.zeros((4000, 28, 28, 1), np.float32)
     for _ in range(2):
         layer(images, training=True)
@@ -147,21 +148,29 @@ def test_draws_fill_their_ranges(nb, monkeypatch):
 
 
 def test_layer_comes_back_from_its_configuration(nb):
-    layer = nb.RandomAffine(shift=0.1, zoom=0.2, rotation=20.0, shear=0.3, name="affine")
+    ranges = {"shift": 0.1, "zoom": 0.2, "rotation": 20.0, "shear": 0.3, "elastic": 1.5}
+    layer = nb.RandomDistortion(**ranges, name="distortion")
     again = keras.layers.deserialize(json.loads(json.dumps(keras.layers.serialize(layer))))
-    kept = [(a.shift, a.zoom, a.rotation, a.shear, a.name) for a in (layer, again)]
-    assert kept[0] == kept[1] == (0.1, 0.2, 20.0, 0.3, "affine")
+    for kept in (layer, again):
+        assert {key: getattr(kept, key) for key in ranges} == ranges and kept.name == "distortion"
 
 
 def test_augmentation_of_the_protocol(nb):
-    assert nb.AUGMENTATION == {"shift": 0.1, "zoom": 0.2, "rotation": 20.0, "shear": 0.0}
+    found = {"shift": 0.1, "zoom": 0.2, "rotation": 20.0, "shear": 0.0, "elastic": 0.0}
+    assert found == nb.AUGMENTATION == nb.augmentation({}) == nb.augmentation(nb.RECIPE)
+
+
+def test_search_adds_to_the_augmentation(nb):
+    added = {"shear": 0.2, "elastic": 1.0, "learning_rate": 0.1, "widths": (1, 1, 1)}
+    expected = {"shift": 0.1, "zoom": 0.2, "rotation": 20.0, "shear": 0.2, "elastic": 1.0}
+    assert nb.augmentation(added) == expected
 
 
 def test_without_augmentation_only_the_network(nb):
     net = keras.Sequential([keras.Input((28, 28, 1)), layers.Flatten()])
     assert nb.training_model(net, None).layers == [net]
     augmented = nb.training_model(net, nb.AUGMENTATION).layers
-    assert [type(layer).__name__ for layer in augmented] == ["RandomAffine", "Sequential"]
+    assert [type(layer).__name__ for layer in augmented] == ["RandomDistortion", "Sequential"]
 
 
 def test_images_are_augmented_in_float32(nb):
@@ -171,6 +180,155 @@ def test_images_are_augmented_in_float32(nb):
     finally:
         keras.config.set_dtype_policy("float32")
     assert model.layers[0].compute_dtype == "float32"
+
+
+# --------------------------------------------------------------------- elastic distortion
+# What lies outside of the image counts as at most 0.001 of a pixel at its edge: 0.255 of 255.
+
+OUTSIDE = 0.26
+
+
+def spread_at(place):
+    """Return the shares (5,) of the knots in the displacement at pixel `place` of an axis."""
+    knots = [0, 6.75, 13.5, 20.25, 27]
+    shares = [math.exp(-0.5 * ((place - knot) / 4.05) ** 2) for knot in knots]
+    return np.array(shares) / sum(shares)
+
+
+def read_at(image, x, y):
+    """Return a 28 x 28 image's value at a place, linearly interpolated, 0 outside."""
+    value, left, top = 0.0, math.floor(x), math.floor(y)
+    for column, row in ((left, top), (left + 1, top), (left, top + 1), (left + 1, top + 1)):
+        if 0 <= column < 28 and 0 <= row < 28:
+            value += image[row, column] * (1 - abs(x - column)) * (1 - abs(y - row))
+    return value
+
+
+def test_bending_by_hand(nb, drawn):
+    """Pixel by pixel: the affine map, then the knots' displacement, then one interpolation."""
+    images, random = pictures(3), np.random.RandomState(4)
+    drawn.values, drawn.knots = random.uniform(-1, 1, (6, 3)), random.uniform(-1, 1, (2, 3, 5, 5))
+    layer = nb.RandomDistortion(shift=0.1, zoom=0.2, rotation=20.0, shear=0.3, elastic=2.5)
+    found = keras.ops.convert_to_numpy(layer(floats(images), training=True))[..., 0]
+    shares = [spread_at(place) for place in range(28)]
+    for image, after, values, knots in zip(
+        images, found, drawn.values.T, drawn.knots.swapaxes(0, 1), strict=True
+    ):
+        amounts = np.multiply(values, (2.8, 2.8, 0.2, 0.2, math.radians(20), 0.3))
+        amounts += (0, 0, 1, 1, 0, 0)
+        a, b, c, d, e, f = nb.affine_rows(*amounts, math.cos, math.sin)
+        for y, x in np.ndindex(28, 28):
+            right, down = (2.5 * shares[y] @ grid @ shares[x] for grid in knots)
+            expected = read_at(image, a * x + b * y + c + right, d * x + e * y + f + down)
+            assert after[y, x] == pytest.approx(expected, abs=OUTSIDE), (y, x)
+
+
+def test_hardly_any_bending_is_the_affine_map(nb, drawn):
+    """On the whole image, so that the two ways to interpolate agree at its edges, too."""
+    images, random, count = floats(pictures(50)), np.random.RandomState(5), 50
+    drawn.values = random.uniform(-1, 1, (6, count))
+    drawn.knots = random.uniform(-1, 1, (2, count, 5, 5))
+    ranges = {"shift": 0.3, "zoom": 0.3, "rotation": 90.0, "shear": 0.3}
+    plain, bent = (
+        keras.ops.convert_to_numpy(nb.RandomDistortion(**ranges, elastic=e)(images, training=True))
+        for e in (0.0, 1e-5)
+    )
+    np.testing.assert_allclose(bent, plain, atol=OUTSIDE)
+    assert (plain == 0).mean() > 0.05 and np.abs(plain - images).mean() > 20
+
+
+def displacements(nb, elastic, count, calls=1):
+    """Return how far pixels were read from, (2, N, 28, 28), x first, by pictures of coordinates.
+
+    NaN where the picture's edge may have been read.
+    """
+    layer = nb.RandomDistortion(**NONE, elastic=elastic)
+    y, x = np.mgrid[:28, :28].astype(np.float32)
+    found = []
+    for _ in range(calls):
+        before = keras.ops.convert_to_numpy(layer.seed_generator.state).copy()
+        for ramp in (x, y):
+            layer.seed_generator.state.assign(before)
+            images = np.broadcast_to(ramp[..., None], (count, 28, 28, 1))
+            read = keras.ops.convert_to_numpy(layer(images, training=True))[..., 0]
+            inner = (np.minimum(x, y) >= elastic) & (np.maximum(x, y) <= 27 - elastic)
+            found.append(np.where(inner, read - ramp, np.nan))
+    return np.array(found)
+
+
+@pytest.mark.parametrize("elastic", (0.5, 2.0))
+def test_displacement_is_within_its_range(nb, elastic):
+    found = displacements(nb, elastic, 500)
+    assert np.nanmax(np.abs(found)) <= elastic + 1e-4
+    assert np.nanmax(np.abs(found)) > 0.75 * elastic and np.nanstd(found) > 0.25 * elastic
+    assert abs(np.nanmean(found)) < 0.05 * elastic
+
+
+def test_displacement_reaches_its_range(nb, drawn):
+    drawn.values, drawn.knots = np.zeros((6, 2)), np.ones((2, 2, 5, 5))
+    drawn.knots[:, 1] = -1
+    for found in displacements(nb, 2.0, 2):
+        assert np.nanmin(found[0]) == pytest.approx(2, abs=1e-4) == np.nanmax(found[0])
+        assert np.nanmin(found[1]) == pytest.approx(-2, abs=1e-4) == np.nanmax(found[1])
+
+
+def test_bending_is_new_for_each_image_axis_and_call(nb):
+    first_x, first_y, second_x, second_y = displacements(nb, 1.0, 400, calls=2)
+    middle = [part[:, 14, 14] for part in (first_x, first_y, second_x, second_y)]
+    middle += [first_x[:, 5, 5], np.roll(middle[0], 1)]
+    assert np.abs(np.corrcoef(middle) - np.eye(6)).max() < 0.25  # five standard errors
+
+
+def test_bending_is_smooth(nb, drawn):
+    """Neighbours move alike: the picture is not torn, nor folded over, by what the search tries."""
+    random, count = np.random.RandomState(6), 300
+    drawn.values, drawn.knots = np.zeros((6, count)), random.choice((-1, 1), (2, count, 5, 5))
+    found = displacements(nb, 2.0, count)
+    for axis in (2, 3):
+        steps, turns = np.diff(found, axis=axis), np.diff(found, 2, axis=axis)
+        assert np.nanmax(np.abs(steps)) < 0.25 * 2 and np.nanmax(np.abs(turns)) < 0.1 * 2
+    assert np.nanstd(found) > 0.5
+
+
+@pytest.mark.parametrize("elastic", (0.0, 2.0))
+@pytest.mark.parametrize("row", (0, 1))
+@pytest.mark.parametrize("way", (-1, 1))
+def test_outside_of_the_image_is_empty(nb, drawn, elastic, row, way):
+    drawn.values, drawn.knots = np.zeros((6, 4)), np.random.RandomState(7).rand(2, 4, 5, 5) * 2 - 1
+    drawn.values[row] = way
+    layer = nb.RandomDistortion(shift=10 / 28, zoom=0, rotation=0, shear=0, elastic=elastic)
+    white = np.full((4, 28, 28, 1), 255, np.float32)
+    found = keras.ops.convert_to_numpy(layer(white, training=True))[..., 0]
+    found = found.swapaxes(1, 2) if row else found
+    found = found[:, :, ::-1] if way < 0 else found  # now it went to the right, from the left edge
+    assert np.abs(found[:, :, : 10 - 3]).max() <= OUTSIDE
+    assert found[:, 3:-3, 10 + 3 :].min() > 254.9
+
+
+@pytest.mark.parametrize("elastic", (0.0, 1.0))
+def test_batches_of_any_size_are_distorted_in_training(nb, elastic):
+    """In a compiled graph, which has to do for 50 images and for the last 13 of 113."""
+    images, seen = floats(pictures(113)), []
+
+    class Sees(keras.layers.Layer):
+        def call(self, x, training=False):
+            seen.append((x.shape[0], training))
+            return keras.ops.mean(x, (1, 2))
+
+        def compute_output_shape(self, shape):
+            return (shape[0], 1)
+
+    net = keras.Sequential([keras.Input((28, 28, 1)), Sees()])
+    model = nb.training_model(net, {**nb.AUGMENTATION, "elastic": elastic})
+    assert model.output_shape == (None, 1)
+    model.compile("sgd", "mae")  # how much the images' means change
+    history = model.fit(
+        images, images.mean((1, 2)), batch_size=50, epochs=2, shuffle=False, verbose=0
+    ).history
+    assert min(history["loss"]) > 5 and len(set(history["loss"])) == 2
+    assert model.evaluate(images, images.mean((1, 2)), verbose=0) < 1e-3
+    sizes = {size for size, training in seen if training}
+    assert None in sizes or 13 in sizes
 
 
 # ------------------------------------------------------------------------------- batches
@@ -334,46 +492,135 @@ def test_mean_recall_by_hand(nb):
     assert float(metric.result()) == 1
 
 
+# -------------------------------------------------------------------------------- the loss
+
+
+def recipe(nb, **changes):
+    """Return the recipe with some values changed."""
+    assert set(changes) <= set(nb.RECIPE)
+    return {**nb.RECIPE, **changes}
+
+
+def softmax(logits):
+    """Return the probabilities (N, 47) of logits (N, 47), in float64."""
+    powers = np.exp(logits.astype(np.float64))
+    return powers / powers.sum(1, keepdims=True)
+
+
+def adjusted_loss(logits, labels, prior, smoothing):
+    """Return the loss of Menon et al. 2021, equation 10 with tau = 1, with label smoothing."""
+    adjusted = softmax(logits + np.log(np.maximum(prior, 1e-6)))
+    target = np.eye(47)[labels] * (1 - smoothing) + smoothing / 47
+    return -(target * np.log(adjusted)).sum(1).mean()
+
+
+@pytest.fixture(scope="module")
+def scored():
+    """Logits (60, 47), labels of 46 of the classes, unevenly, and the classes' shares."""
+    random = np.random.RandomState(8)
+    labels = np.concatenate([np.arange(46), np.zeros(14, int)])
+    prior = random.dirichlet(np.full(47, 0.5))
+    prior[46] = 0
+    return random.normal(0, 1.5, (60, 47)).astype(np.float32), labels, prior / prior.sum()
+
+
+def loss_of(nb, scored, prior=None, **changes):
+    """Return the recipe's loss of the scored examples, by Keras."""
+    logits, labels, shares = scored
+    model = keras.Sequential([keras.Input((47,)), layers.Softmax()])
+    model.compile("sgd", nb.make_loss(recipe(nb, **changes), shares if prior is None else prior))
+    return model.evaluate(logits, np.eye(47)[labels], verbose=0, batch_size=60)
+
+
+@pytest.mark.parametrize("smoothing", (0.0, 0.05, 0.1))
+def test_adjusted_loss(nb, scored, smoothing):
+    found = loss_of(nb, scored, balance="logits", label_smoothing=smoothing)
+    assert found == pytest.approx(adjusted_loss(*scored, smoothing), rel=1e-4)
+    assert found != pytest.approx(adjusted_loss(*scored[:2], np.ones(47), smoothing), rel=0.01)
+
+
+@pytest.mark.parametrize("smoothing", (0.0, 0.1))
+def test_weighed_loss_does_not_see_the_shares(nb, scored, smoothing):
+    found = loss_of(nb, scored, balance="weights", label_smoothing=smoothing)
+    expected = adjusted_loss(*scored[:2], np.ones(47), smoothing)  # even: not adjusted
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_adjusted_loss_of_even_classes_is_the_plain_one(nb, scored):
+    even = np.full(47, 1 / 47)
+    adjusted, plain = (loss_of(nb, scored, even, balance=b) for b in ("logits", "weights"))
+    assert adjusted == pytest.approx(plain, rel=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ("adamw", "sgd"))
+def test_training_minimises_the_recipe_s_loss(nb, scored, optimizer):
+    """What `compile_for_training` sets up is the loss adjusted by the shares it is given."""
+    logits, labels, prior = scored
+    model = keras.Sequential([keras.Input((47,)), layers.Softmax()])
+    nb.compile_for_training(model, recipe(nb, optimizer=optimizer, balance="logits"), 10, prior)
+    found = model.evaluate(logits, np.eye(47)[labels], verbose=0, return_dict=True)
+    smoothing = nb.RECIPE["label_smoothing"]
+    assert found["loss"] == pytest.approx(adjusted_loss(*scored, smoothing), rel=1e-4)
+    assert found["mean_recall"] == pytest.approx(recall(labels, logits.argmax(1)), abs=1e-5)
+
+
 # -------------------------------------------------------------------------- the optimiser
 
 
-def optimiser(nb, steps, recipe=()):
-    """Return the optimiser for `steps` steps, and the network: 2 + 2 + 2 + 2 weights."""
+def optimiser(nb, steps, **changes):
+    """Return the optimiser for `steps` steps, and the network: 2 + 1 + 1 + 1 weights."""
     net = keras.Sequential(
         [keras.Input((2,)), layers.Dense(1, name="dense"), layers.BatchNormalization()]
     )
-    nb.compile_for_training(net, {**nb.RECIPE, **dict(recipe)}, steps)
+    nb.compile_for_training(net, recipe(nb, **changes), steps)
     return net.optimizer, net
 
 
-def test_schedule(nb):
-    used, _ = optimiser(nb, 1000, {"learning_rate": 0.008, "warmup_share": 0.1})
-    rate = used._learning_rate
-    assert float(rate(0)) < 0.008 / 50
-    assert float(rate(50)) == pytest.approx(0.004, rel=0.05)
-    assert float(rate(100)) == pytest.approx(0.008, rel=0.02)
-    assert float(rate(550)) == pytest.approx(0.004, rel=0.02)  # half way down the cosine
-    assert float(rate(1000)) == pytest.approx(0, abs=1e-6)
+@pytest.mark.parametrize("optimizer, times", (("adamw", 1), ("sgd", 25)))
+def test_schedule(nb, optimizer, times):
+    used, _ = optimiser(nb, 1000, optimizer=optimizer, learning_rate=0.008, warmup_share=0.1)
+    rates = [float(used._learning_rate(step)) / times for step in (0, 50, 100, 550, 1000)]
+    assert rates[0] < 0.008 / 50
+    assert rates[1] == pytest.approx(0.004, rel=0.05)
+    assert rates[2] == pytest.approx(0.008, rel=0.02)
+    assert rates[3] == pytest.approx(0.004, rel=0.02)  # half way down the cosine
+    assert rates[4] == pytest.approx(0, abs=1e-6)
 
 
+def test_optimisers(nb):
+    adamw, _ = optimiser(nb, 10, optimizer="adamw", weight_decay=0.5)
+    assert type(adamw) is keras.optimizers.AdamW and adamw.weight_decay == 0.5
+    sgd, _ = optimiser(nb, 10, optimizer="sgd", weight_decay=0.5)
+    assert type(sgd) is keras.optimizers.SGD and sgd.weight_decay == pytest.approx(0.02)
+    assert sgd.momentum == 0.9 and sgd.nesterov
+
+
+@pytest.mark.parametrize("optimizer", ("adamw", "sgd"))
 @pytest.mark.parametrize("steps, window", ((10, 1), (1000, 50), (100_000, 500)))
-def test_window_of_the_moving_average(nb, steps, window):
-    used, _ = optimiser(nb, steps, {"averaging_share": 0.05, "max_averaging_steps": 500})
+def test_window_of_the_moving_average(nb, steps, window, optimizer):
+    changes = {"averaging_share": 0.05, "max_averaging_steps": 500, "optimizer": optimizer}
+    used, _ = optimiser(nb, steps, **changes)
     assert used.use_ema and used.ema_momentum == pytest.approx(1 - 1 / window)
     assert used.ema_overwrite_frequency is None
 
 
-def test_biases_and_normalisations_do_not_decay(nb):
-    used, net = optimiser(nb, 10, {"weight_decay": 0.5, "learning_rate": 0.1})
+@pytest.mark.parametrize("optimizer", ("adamw", "sgd"))
+def test_biases_and_normalisations_do_not_decay(nb, optimizer):
+    """And kernels decay by rate x decay in a step, whichever the optimiser."""
+    used, net = optimiser(nb, 10, optimizer=optimizer, weight_decay=0.5, learning_rate=0.1)
     for variable in net.trainable_variables:
         variable.assign(np.ones(variable.shape))
-    for _ in range(3):
+    expected = 1.0
+    for step in range(5):
+        rate = float(used._learning_rate(step)) / (25 if optimizer == "sgd" else 1)
+        expected *= 1 - rate * 0.5
         used.apply([np.zeros(v.shape, np.float32) for v in net.trainable_variables])
     after = {
         variable.path.split("/")[-1]: np.asarray(variable) for variable in net.trainable_variables
     }
     assert sorted(after) == ["beta", "bias", "gamma", "kernel"]
-    assert (after.pop("kernel") < 1).all()
+    np.testing.assert_allclose(after.pop("kernel"), expected, rtol=1e-5)
+    assert expected < 0.9
     assert all((value == 1).all() for value in after.values())
 
 
@@ -412,12 +659,12 @@ def small_network(seed):
     )
 
 
-def run(nb, path=None, net=None, epochs=5, origin="a", recipe=(), augment=RANGES, seed=1):
+def run(nb, path=None, net=None, epochs=5, origin="a", changes=(), augment=RANGES, seed=1, **more):
     """Train the small network for a few epochs; return (network, history)."""
     net = small_network(seed) if net is None else net
-    recipe = {**nb.RECIPE, "learning_rate": 0.02, "averaging_share": 0.2, **dict(recipe)}
+    used = recipe(nb, **{"learning_rate": 0.02, "averaging_share": 0.2, **dict(changes)})
     history = nb.run_training(
-        net, TRAIN, VALIDATION, recipe, epochs, 47, augment, seed, path=path, origin=origin
+        net, TRAIN, VALIDATION, used, epochs, 47, augment, seed, path=path, origin=origin, **more
     )
     return net, history
 
@@ -467,9 +714,28 @@ def test_network_ends_with_what_was_validated(nb, whole):
     assert recall(VALIDATION[1].astype(int), found.argmax(1)) == pytest.approx(
         whole.history[-1]["val_mean_recall"], abs=1e-4
     )
-    smoothed = np.eye(47)[VALIDATION[1]] * 0.9 + 0.1 / 47
+    smoothing = nb.RECIPE["label_smoothing"]
+    smoothed = np.eye(47)[VALIDATION[1]] * (1 - smoothing) + smoothing / 47
     loss = -(smoothed * np.log(found)).sum(1).mean()
     assert loss == pytest.approx(whole.history[-1]["val_loss"], rel=1e-4)
+
+
+def test_validating_seldom_changes_nothing_else(nb, whole):
+    net, history = run(nb, validate_every=3)
+    assert [number for number, epoch in enumerate(history, 1) if "val_loss" in epoch] == [3]
+    assert set(history[2]) == set(whole.history[2])
+    for epoch, expected in zip(untimed(history), untimed(whole.history), strict=True):
+        assert epoch == pytest.approx({key: expected[key] for key in epoch}, rel=1e-3)
+    for found, expected in zip(net.get_weights(), whole.net.get_weights(), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5)  # swapping, to validate, rounds
+
+
+def test_learns_by_everything_else_that_the_search_tries(nb):
+    changes = {"optimizer": "sgd", "learning_rate": 4e-3, "balance": "logits"}
+    augment = {**RANGES, "shear": 0.1, "elastic": 1.0}
+    _, history = run(nb, changes=changes, augment=augment)
+    assert history[-1]["loss"] < 0.7 * history[0]["loss"]
+    assert history[-1]["val_mean_recall"] > 0.8 > 0.4 > history[0]["mean_recall"]
 
 
 class Interrupted(Exception):
@@ -616,23 +882,44 @@ def test_trains_in_mixed_precision(nb):
     )
 
 
-def test_uneven_classes_are_weighed(nb, monkeypatch):
-    """The rarest class counts as much as the commonest in training."""
-    seen = []
+@pytest.fixture
+def balancing(nb, monkeypatch):
+    """`balancing(balance)` returns the class weights and the shares that a training would use."""
+    labels, seen = np.concatenate([np.arange(47), np.zeros(47, int)]), []
+
+    def compile_for_training(model, used, steps, prior):
+        seen.append(prior)
+        raise Interrupted
 
     class Spy(nb.Batches):
         def __init__(self, images, labels, batch, seed, weights):
             seen.append(weights)
-            raise Interrupted
+            super().__init__(images, labels, batch, seed, weights)
 
     monkeypatch.setattr(nb, "Batches", Spy)
-    labels = np.concatenate([np.arange(47), np.zeros(47, int)])
-    with pytest.raises(Interrupted):
-        nb.run_training(
-            None, (np.zeros((94, 28, 28), np.uint8), labels), None, nb.RECIPE, 1, 47, None, 1
-        )
-    np.testing.assert_allclose(seen[0], nb.class_weights(labels))
-    assert seen[0][1] == pytest.approx(48 * seen[0][0])
+    monkeypatch.setattr(nb, "compile_for_training", compile_for_training)
+
+    def balance(kind):
+        train = np.zeros((94, 28, 28), np.uint8), labels
+        net = keras.Sequential([keras.Input((28, 28, 1)), layers.Flatten()])
+        with pytest.raises(Interrupted):
+            nb.run_training(net, train, None, recipe(nb, balance=kind), 1, 47, None, 1)
+        return seen[-2:]
+
+    return balance
+
+
+def test_uneven_classes_are_weighed(balancing):
+    """The rarest class counts as much as the commonest in training."""
+    weights, _ = balancing("weights")
+    assert weights[1] == pytest.approx(48 * weights[0])
+    assert weights[0] * 48 + weights[1:].sum() == pytest.approx(94)
+
+
+def test_adjusted_loss_needs_no_weights(balancing):
+    weights, prior = balancing("logits")
+    assert weights.shape == (47,) and (weights == 1).all()
+    np.testing.assert_allclose(prior, [48 / 94, *[1 / 94] * 46])
 
 
 def test_training_policy_is_put_back(nb, monkeypatch):
@@ -667,6 +954,7 @@ def trainings(nb, monkeypatch):
         path=None,
         origin="",
         label=None,
+        validate_every=1,
     ):
         calls.append(
             SimpleNamespace(
@@ -681,19 +969,21 @@ def trainings(nb, monkeypatch):
                 path=path,
                 origin=origin,
                 label=label,
+                validate_every=validate_every,
             )
         )
         return [{"val_mean_recall": nb.fake_score(calls), "seconds": 0.5}] * epochs
 
     monkeypatch.setattr(nb, "fake_score", lambda calls: 0.5, raising=False)
     monkeypatch.setattr(nb, "run_training", run_training)
+    monkeypatch.setattr(nb, "gc", SimpleNamespace(collect=lambda: None))  # takes half a second
     return calls
 
 
 BUDGET = {
     "epochs": {"softmax": 3, "resnet50v2": 0, "custom": 2},
     "batch": 32,
-    "sample_per_class": None,
+    "sample_per_class": {},
 }
 SPLITS = {"train": TRAIN, "validation": VALIDATION}
 
@@ -702,7 +992,7 @@ def test_train(nb, trainings, tmp_path):
     net, history = nb.train(
         "softmax",
         "with_da",
-        {"learning_rate": 0.5, "dropout": 0.1},
+        {"learning_rate": 0.5, "dropout": 0.1, "elastic": 1.5},
         SPLITS,
         "digest",
         BUDGET,
@@ -712,7 +1002,8 @@ def test_train(nb, trainings, tmp_path):
     call = trainings[0]
     assert net is call.net and len(history) == 3
     assert call.recipe == {**nb.RECIPE, "learning_rate": 0.5}
-    assert (call.epochs, call.batch, call.seed, call.augment) == (3, 32, 3, nb.AUGMENTATION)
+    assert (call.epochs, call.batch, call.seed, call.validate_every) == (3, 32, 3, 1)
+    assert call.augment == {**nb.AUGMENTATION, "elastic": 1.5}
     assert call.train[0] is TRAIN[0] and call.train[1] is TRAIN[1]
     assert call.validation is VALIDATION
     assert call.path == tmp_path / "softmax_with_da_3.weights.h5"
@@ -721,7 +1012,7 @@ def test_train(nb, trainings, tmp_path):
 
 def test_train_on_a_sample(nb, trainings, tmp_path):
     for _ in range(2):
-        budget = {**BUDGET, "sample_per_class": 4}
+        budget = {**BUDGET, "sample_per_class": {"softmax": 4, "custom": 3}}
         nb.train("softmax", "with_da", {}, SPLITS, "digest", budget, tmp_path)
     first, again = (call.train for call in trainings)
     assert (np.bincount(first[1]) == 4).all() and len(first[1]) == 4 * 47
@@ -730,6 +1021,8 @@ def test_train_on_a_sample(nb, trainings, tmp_path):
     found = [known[image.tobytes()] for image in first[0]]
     assert found == list(first[1]), "images and labels do not belong together"
     assert trainings[0].validation is VALIDATION, "the validation images are sampled, too"
+    nb.train("softmax", "with_da", {}, SPLITS, "d", {**budget, "sample_per_class": {}}, tmp_path)
+    assert trainings[-1].train[0] is TRAIN[0]
 
 
 def test_train_without_epochs(nb, trainings, tmp_path):
@@ -755,6 +1048,9 @@ def test_variants_differ_in_augmentation_alone(nb, trainings, tmp_path):
     (
         {"settings": {"learning_rate": 0.1}},
         {"settings": {"dropout": 0.15}},
+        {"settings": {"optimizer": "sgd"}},
+        {"settings": {"balance": "logits"}},
+        {"settings": {"elastic": 1.0}},
         {"data": "other"},
         {"seed": 8},
         {"epochs": 9},
@@ -767,6 +1063,7 @@ def test_variants_differ_in_augmentation_alone(nb, trainings, tmp_path):
 )
 def test_everything_is_in_the_origin(nb, trainings, tmp_path, monkeypatch, change):
     """A run is taken up only where all that it depends on is the same."""
+    monkeypatch.setattr(nb, "fresh_network", lambda *arguments: None)
     tiny = {"widths": (2, 2, 2), "depths": (1, 1, 1)}
 
     def origin(
@@ -783,7 +1080,8 @@ def test_everything_is_in_the_origin(nb, trainings, tmp_path, monkeypatch, chang
         monkeypatch.setattr(nb, "CODE_VERSION", version)
         monkeypatch.setattr(nb, "precision", lambda: policy)
         monkeypatch.setattr(keras.config, "set_dtype_policy", lambda policy: None)
-        budget = {"epochs": {"custom": epochs}, "batch": batch, "sample_per_class": sample}
+        sampled = {"custom": sample, "softmax": 3} if sample else {"softmax": 4}
+        budget = {"epochs": {"custom": epochs}, "batch": batch, "sample_per_class": sampled}
         nb.train(
             "custom", variant, {**tiny, **dict(settings)}, SPLITS, data, budget, tmp_path, seed
         )
@@ -793,10 +1091,111 @@ def test_everything_is_in_the_origin(nb, trainings, tmp_path, monkeypatch, chang
     assert origin() == base != origin(**change)
 
 
+# -------------------------------------------------------------- training all, and publishing
+
+
+@pytest.fixture
+def publishing(nb, monkeypatch, tmp_path):
+    """Replace training and writing; `run(**budget)` runs `train_all` and `calls` notes the rest."""
+    held = SimpleNamespace(trained=[], written=[], left=0)
+
+    def train(name, variant, used, splits, data_digest, budget, folder, seed=nb.SEED):
+        assert (splits, data_digest, folder) == (SPLITS, "digest", tmp_path / "checkpoints")
+        if not budget["epochs"][name]:
+            return None, []
+        assert used == {"widths": (1, 2, 3), "label_smoothing": 0.2}
+        held.trained.append((name, variant, seed))
+        return ("net", name, variant, seed), [{"loss": seed}] * budget["epochs"][name]
+
+    def plain_network(net, name, network, images, augment, validation, seed=nb.SEED):
+        assert network == {"widths": (1, 2, 3)} and validation is VALIDATION
+        assert images is SPLITS["train"][0] and seed == net[3]
+        assert augment == (nb.AUGMENTATION if net[2] == "with_da" else None)
+        return ("plain", *net[1:]), 1.23456, 0.75
+
+    def write_model(model, name, variant, folder):
+        assert folder == tmp_path / "published"
+        held.written.append((name, variant, model))
+        return [f"{name}_{variant}.h5"]
+
+    def leave_machines():
+        held.left += 1
+
+    for function in (train, plain_network, write_model, leave_machines):
+        monkeypatch.setattr(nb, function.__name__, function)
+
+    def run(epochs, seeds):
+        names = [*nb.ARCHITECTURES, *nb.REFERENCES]
+        used = {name: {"widths": (1, 2, 3), "label_smoothing": 0.2} for name in names}
+        budget = {"epochs": {name: epochs.get(name, 0) for name in names}, "seeds": seeds}
+        return nb.train_all(
+            used, SPLITS, "digest", budget, tmp_path / "checkpoints", tmp_path / "published"
+        )
+
+    held.run = run
+    return held
+
+
+def test_train_all(nb, publishing):
+    histories, facts, references, repeats = publishing.run({"mobilenetv2": 2, "softmax": 1}, {})
+    keys = [("mobilenetv2", "with_da"), ("mobilenetv2", "without_da"), ("softmax", "with_da")]
+    assert sorted(publishing.trained) == [(*key, nb.SEED) for key in keys]
+    assert sorted(publishing.written) == [
+        (*key, ("plain", *key, nb.SEED)) for key in keys if key[0] != "softmax"
+    ]
+    assert references == {"softmax": ("plain", "softmax", "with_da", nb.SEED)}
+    assert repeats == {} and publishing.left == 1
+    assert histories == {
+        f"{name}_{variant}": [{"loss": nb.SEED}] * (1 if name == "softmax" else 2)
+        for name, variant in keys
+    }
+    same = {"temperature": 1.2346, "seed": nb.SEED, "validation_recall": 0.75}
+    assert facts == {
+        "mobilenetv2_with_da": {**same, "files": ["mobilenetv2_with_da.h5"]},
+        "mobilenetv2_without_da": {**same, "files": ["mobilenetv2_without_da.h5"]},
+        "softmax_with_da": same,
+    }
+
+
+def test_further_seeds_are_trained_but_not_published(nb, publishing):
+    first, second, third = nb.SEED, nb.SEED + 1, nb.SEED + 2
+    histories, facts, references, repeats = publishing.run(
+        {"custom": 2, "lenet5": 1}, {"custom": 3, "mobilenetv2": 2}
+    )
+    keys = [("custom", "with_da"), ("custom", "without_da")]
+    expected = [(*key, seed) for key in keys for seed in (first, second, third)]
+    assert sorted(publishing.trained) == [*expected, ("lenet5", "with_da", first)]
+    assert repeats == {key: [("plain", *key, second), ("plain", *key, third)] for key in keys}
+    assert set(facts) == {"custom_with_da", "custom_without_da", "lenet5_with_da"}
+    assert {fact["seed"] for fact in facts.values()} == {first}
+    assert [model[-1] for _, _, model in publishing.written] == [first, first]
+    assert references["lenet5"][-1] == first and set(references) == {"lenet5"}
+    assert {key: history[0]["loss"] for key, history in histories.items()} == {
+        "custom_with_da": first,
+        f"custom_with_da_{second}": second,
+        f"custom_with_da_{third}": third,
+        "custom_without_da": first,
+        f"custom_without_da_{second}": second,
+        f"custom_without_da_{third}": third,
+        "lenet5_with_da": first,
+    }
+
+
+def test_budgets_name_what_is_there(nb):
+    names = {*nb.ARCHITECTURES, *nb.REFERENCES}
+    for budget in nb.BUDGETS.values():
+        assert set(budget["epochs"]) == names
+        assert set(budget["seeds"]) <= set(nb.ARCHITECTURES)  # only these have a place for them
+        assert set(budget["sample_per_class"]) <= names
+        assert set(budget["trials"]) == set(nb.STEPS)
+        for step in nb.STEPS:
+            assert nb.trial_images(step, budget) >= budget["batch"]
+
+
 # ----------------------------------------------------------------------------- the search
 
 
-def space(hp):
+def space(hp, fixed):
     """A small space: 3 widths, of which the last is over the budget of the test, and a rate."""
     return {
         "widths": (hp.Choice("width", [2, 4, 30], default=4),) * 3,
@@ -844,7 +1243,12 @@ def test_search(nb, searching):
     assert trials[0]["parameters"] == net.count_params()
     assert trials[0]["mflops"] == pytest.approx(nb.count_mflops(net))
     assert trials[0]["seconds"] == 1.0
-    assert nb.chosen("small", trials) == {"widths": (4, 4, 4), "learning_rate": 0.001}
+    expected = {"widths": (4, 4, 4), "learning_rate": 0.001}
+    assert nb.chosen("small", trials[0], {}) == expected
+    assert nb.decided("small", trials, {"dropout": 0.25, "learning_rate": 9}) == {
+        **expected,
+        "dropout": 0.25,
+    }
 
 
 def test_each_trial_is_a_short_training(nb, searching):
@@ -854,10 +1258,25 @@ def test_each_trial_is_a_short_training(nb, searching):
     assert setting(calls[0]) == (4, 0.002), "the first trial is not the hand-picked one"
     for call in calls:
         assert (call.epochs, call.batch, call.seed) == (2, 16, nb.SEED)
+        assert call.validate_every == 2, "only the last epoch's score is used"
         assert call.augment == nb.AUGMENTATION and call.path is None
         assert (np.bincount(call.train[1]) == 2).all() and len(call.train[1]) == 94
         assert call.validation is VALIDATION
         assert call.net.get_layer("dropout").rate == 0.25
+
+
+def test_what_was_decided_before_reaches_each_trial(nb, searching):
+    before = {"optimizer": "sgd", "balance": "logits", "label_smoothing": 0.1, "learning_rate": 9}
+    searching.run(fixed={**before, "shear": 0.2, "elastic": 2.0})
+    for call in searching.trainings:
+        rate = call.recipe["learning_rate"]
+        assert call.recipe == {**nb.RECIPE, **before, "learning_rate": rate} and rate < 9
+        assert call.augment == {**nb.AUGMENTATION, "shear": 0.2, "elastic": 2.0}
+
+
+def test_images_of_a_trial(nb, searching):
+    searching.run(trial_images={"custom": 94, "small": 150}, trials={"small": 1})
+    assert (np.bincount(searching.trainings[0].train[1]) == 3).all()
 
 
 def test_networks_over_mflops_fail_as_well(nb, searching, monkeypatch):
@@ -867,7 +1286,7 @@ def test_networks_over_mflops_fail_as_well(nb, searching, monkeypatch):
 
 
 def test_big_architectures_have_no_budget(nb, searching, monkeypatch):
-    monkeypatch.setattr(nb, "STEPS", {"small": ("softmax", nb.optimiser_space)})
+    monkeypatch.setattr(nb, "STEPS", {"small": ("softmax", nb.rate_space)})
     monkeypatch.setattr(nb, "MAX_PARAMETERS", 10)
     monkeypatch.setattr(nb, "fake_score", lambda calls: 0.5)
     trials = searching.run(trials={"small": 2}, trial_images={"softmax": 94})
@@ -926,6 +1345,7 @@ def test_everything_is_in_the_origin_of_a_search(nb, searching, monkeypatch):
         for key, value in (
             ("trials", {"small": 7}),
             ("trial_images", {"custom": 47}),
+            ("trial_images", {"custom": 94, "small": 47}),
             ("trial_epochs", 3),
             ("batch", 8),
         )
@@ -983,13 +1403,110 @@ def test_search_says_nothing(searching, capfd):
     assert not re.search("Traceback|Trial|Reloading", out + err)
 
 
+def trunk(width, score, depth=1):
+    """Return a trial of the first step, as `search` does; score None: over the budget."""
+    widths = {"width_1": width, "width_2": 48, "width_3": 96}
+    depths = {"depth_1": depth, "depth_2": 1, "depth_3": 2}
+    return {"settings": {**widths, **depths, "pooling": "stride"}, "score": score}
+
+
+def trunk_of(width, depth=1):
+    """Return the same in `make_custom`'s terms."""
+    return {"widths": (width, 48, 96), "depths": (depth, 1, 2), "pooling": "stride"}
+
+
+TRUNKS = [
+    trunk(48, 0.9),
+    trunk(24, 0.8),
+    trunk(48, 0.7, depth=2),
+    trunk(40, 0.6),
+    trunk(32, 0.5),
+    trunk(24, None, depth=2),
+]
+FINALISTS = [trunk_of(48), trunk_of(24), trunk_of(48, depth=2), trunk_of(40)]
+
+
 def test_spaces_start_from_the_hand_picked(nb):
-    for step in ("trunk", "head", "optimiser"):
-        hp = nb.kt.HyperParameters()
-        chosen = nb.STEPS[step][1](hp)
-        network, recipe = nb.split_settings(chosen)
-        assert {**nb.CUSTOM, **network} == nb.CUSTOM and recipe == nb.RECIPE
-        assert set(chosen) == {key for key in chosen if key in nb.CUSTOM or key in nb.RECIPE}
+    known = {**nb.CUSTOM, **nb.RECIPE, **nb.AUGMENTATION}
+    named = set()
+    for step, (_, its_space) in nb.STEPS.items():
+        if step == "final":
+            continue
+        chosen = its_space(nb.kt.HyperParameters(), {})
+        assert chosen == {key: known[key] for key in chosen}, step
+        named |= set(chosen)
+    assert set(nb.SHARED) | set(nb.CUSTOM) <= named
+    assert not {"learning_rate", "weight_decay"} & set(nb.SHARED)
+
+
+def test_final_step_starts_from_the_best(nb):
+    assert nb.final_space(nb.kt.HyperParameters(), {"finalists": FINALISTS}) == FINALISTS[0]
+
+
+def test_finalists_are_the_best_four_that_finished(nb):
+    assert nb.decided("trunk", TRUNKS, {}) == {**trunk_of(48), "finalists": FINALISTS}
+    few_finished = [*TRUNKS[:2], *[trunk(32, None)] * 4]
+    assert nb.decided("trunk", few_finished, {})["finalists"] == FINALISTS[:2]
+
+
+def test_final_step_decides_among_the_finalists(nb):
+    fixed = nb.decided("trunk", TRUNKS, {})
+    trials = [{"settings": {"place": place}, "score": 0.5} for place in (3, 1, 4)]
+    assert nb.decided("final", trials, fixed) == FINALISTS[2]
+    later = [{"settings": {"optimizer": "sgd", "learning_rate": 0.008, "weight_decay": 0.05}}]
+    assert nb.decided("optimiser", later, {**FINALISTS[2], "weight_decay": 0.5}) == {
+        **FINALISTS[2],
+        **later[0]["settings"],
+    }
+
+
+def test_final_step_tries_every_finalist_once(nb, trainings, monkeypatch, tmp_path):
+    """By real trials, each of a network; "finalists" is nothing that `make_custom` takes."""
+    monkeypatch.setattr(nb, "MAX_PARAMETERS", 10**9, raising=False)
+    monkeypatch.setattr(nb, "MAX_MFLOPS", 10**9, raising=False)
+    shape = [(8, (1, 1, 1)), (4, (1, 1, 1)), (6, (1, 1, 1)), (2, (2, 1, 1))]
+    finalists = [{"widths": (w,) * 3, "depths": depths, "pooling": "max"} for w, depths in shape]
+    fixed, count = {**finalists[0], "finalists": finalists}, nb.BUDGETS["full"]["trials"]["final"]
+    scores = {8: 0.1, 4: 0.2, 6: 0.4, 2: 0.3}
+    monkeypatch.setattr(
+        nb, "fake_score", lambda calls: scores[calls[-1].net.get_layer("stage1_1_conv").filters]
+    )
+    budget = {"trials": {"final": count}, "trial_images": {"custom": 47, "final": 141}}
+    trials = nb.search(
+        "final", fixed, SPLITS, "d", {**budget, "trial_epochs": 1, "batch": 16}, tmp_path
+    )
+    assert [trial["settings"] for trial in trials] == [{"place": place} for place in (3, 4, 2, 1)]
+    assert trainings[0].net.get_layer("stage1_1_conv").filters == 8, "not the best first"
+    assert {len(call.train[1]) for call in trainings} == {3 * 47}
+    names = [{layer.name for layer in call.net.layers} for call in trainings]
+    assert sum("stage1_2_conv" in layers_of for layers_of in names) == 1
+    assert nb.decided("final", trials, fixed) == finalists[2]
+
+
+STEP_TRIALS = {
+    "trunk": TRUNKS,
+    "final": [{"settings": {"place": 3}, "score": 0.9}],
+    "head": [
+        {
+            "settings": {
+                "squeeze": True,
+                "dropout": 0.3,
+                "drop_path": 0.05,
+                "label_smoothing": 0.1,
+                "balance": "logits",
+            },
+            "score": 0.9,
+        }
+    ],
+    "optimiser": [
+        {
+            "settings": {"optimizer": "sgd", "learning_rate": 0.008, "weight_decay": 0.05},
+            "score": 0.9,
+        }
+    ],
+    "distortion": [{"settings": {"shear": 0.1, "elastic": 2.0}, "score": 0.9}],
+    "mobilenetv2": [{"settings": {"learning_rate": 0.016, "weight_decay": 0.005}, "score": 0.9}],
+}
 
 
 def test_steps_build_on_each_other(nb, monkeypatch, tmp_path):
@@ -997,34 +1514,130 @@ def test_steps_build_on_each_other(nb, monkeypatch, tmp_path):
 
     def search(step, fixed, splits, data, budget, folder):
         calls.append((step, dict(fixed)))
-        return [{"settings": {}}]
+        return STEP_TRIALS[step]
 
-    decided = {
-        "trunk": {"pooling": "stride"},
-        "head": {"label_smoothing": 0.05, "dropout": 0.1},
-        "optimiser": {"learning_rate": 0.004},
-        "mobilenetv2": {"learning_rate": 0.001},
-    }
     monkeypatch.setattr(nb, "search", search)
-    monkeypatch.setattr(nb, "chosen", lambda step, trials: decided[step])
     found, steps = nb.decide(SPLITS, "d", {"trials": {"mobilenetv2": 3, "resnet50v2": 0}}, tmp_path)
-    custom = {**decided["trunk"], **decided["head"], **decided["optimiser"]}
+    head, optimiser, distortion, rate = (
+        STEP_TRIALS[step][0]["settings"]
+        for step in ("head", "optimiser", "distortion", "mobilenetv2")
+    )
+    shared = {"optimizer": "sgd", "label_smoothing": 0.1, "balance": "logits", **distortion}
     assert calls == [
         ("trunk", {}),
-        ("head", decided["trunk"]),
-        ("optimiser", {**decided["trunk"], **decided["head"]}),
-        ("mobilenetv2", {"label_smoothing": 0.05}),
+        ("final", {**FINALISTS[0], "finalists": FINALISTS}),
+        ("head", FINALISTS[2]),
+        ("optimiser", {**FINALISTS[2], **head}),
+        ("distortion", {**FINALISTS[2], **head, **optimiser}),
+        ("mobilenetv2", shared),
     ]
-    mobile = {"label_smoothing": 0.05, "learning_rate": 0.001}
     assert found == {
-        "custom": custom,
-        "mobilenetv2": mobile,
-        "mobilenetv2_56px": mobile,
-        "resnet50v2": {"label_smoothing": 0.05},
-        "softmax": {"label_smoothing": 0.05},
-        "lenet5": {"label_smoothing": 0.05},
+        "custom": {**FINALISTS[2], **head, **optimiser, **distortion},
+        "mobilenetv2": {**shared, **rate},
+        "mobilenetv2_56px": {**shared, **rate},
+        "resnet50v2": shared,
+        "softmax": shared,
+        "lenet5": shared,
     }
-    assert list(steps) == ["trunk", "head", "optimiser", "mobilenetv2"]
+    assert steps == STEP_TRIALS
+    network, _ = nb.split_settings(found["custom"])
+    assert set(network) == set(nb.CUSTOM)
+
+
+@pytest.mark.parametrize("variant", ("with_da", "without_da"))
+def test_shared_settings_reach_the_big_architectures(nb, trainings, monkeypatch, tmp_path, variant):
+    """As `decide` returns them; the network itself stands for any."""
+    monkeypatch.setattr(nb, "fresh_network", lambda name, network, seed: (name, network, seed))
+    shared = {"optimizer": "sgd", "label_smoothing": 0.0, "balance": "logits"}
+    used = {**shared, "shear": 0.1, "elastic": 2.0, "learning_rate": 0.016, "weight_decay": 0.005}
+    budget = {**BUDGET, "epochs": {"resnet50v2": 2}}
+    nb.train("resnet50v2", variant, used, SPLITS, "d", budget, tmp_path)
+    call = trainings[0]
+    assert call.net == ("resnet50v2", {}, nb.SEED)
+    assert call.recipe == {**nb.RECIPE, **shared, "learning_rate": 0.016, "weight_decay": 0.005}
+    expected = {**nb.AUGMENTATION, "shear": 0.1, "elastic": 2.0}
+    assert call.augment == (expected if variant == "with_da" else None)
+
+
+# --------------------------------------------------------------------- the search, published
+
+
+@pytest.fixture
+def release(nb, tmp_path):
+    """A stand-in for the published records of a whole search, STEP_TRIALS."""
+    budget = nb.BUDGETS["full"]
+    settings = {"custom": {}}
+
+    class Release:
+        folder, notes, sums = tmp_path, [], {}
+
+        def json(self, name):
+            return {
+                "settings": settings,
+                "code_version": nb.CODE_VERSION,
+                "data": {"digests": "digest"},
+            }
+
+        def file(self, name):
+            path = tmp_path / name
+            return path if path.exists() else None
+
+    held, fixed = Release(), {}
+    for step, trials in STEP_TRIALS.items():
+        if step == "mobilenetv2":
+            settings["custom"] = fixed
+            fixed = {key: fixed[key] for key in nb.SHARED}
+        project = tmp_path / "tuning" / step
+        nb.write_json(project / "made_from.json", nb.search_origin(step, fixed, budget, "digest"))
+        for number, trial in enumerate(trials):
+            record = {
+                "hyperparameters": {"values": trial["settings"]},
+                "metrics": {"metrics": {}},
+                "status": "FAILED",
+                "message": f"{nb.OVER_BUDGET}: 9 parameters",
+            }
+            if trial["score"] is not None:
+                value = {"observations": [{"value": [trial["score"]], "step": 0}]}
+                record |= {"metrics": {"metrics": {"val_mean_recall": value}}, "message": None}
+                record["status"] = "COMPLETED"
+            nb.write_json(project / f"trial_{number}" / "trial.json", record)
+        fixed = nb.decided(step, trials, fixed)
+    held.sums = {path.relative_to(tmp_path).as_posix(): "" for path in tmp_path.rglob("*.json")}
+    return held
+
+
+def shown(nb, release):
+    """Return which steps of the published search are shown, with their settings and scores."""
+    _, steps = nb.recorded_search(release, nb.BUDGETS["full"])
+    return {
+        step: [{key: trial[key] for key in ("settings", "score")} for trial in trials]
+        for step, trials in steps.items()
+    }
+
+
+def test_published_search_is_shown(nb, release):
+    assert shown(nb, release) == STEP_TRIALS and release.notes == []
+
+
+@pytest.mark.parametrize("step, kept", (("trunk", ()), ("final", ("trunk",)), ("mobilenetv2", ())))
+def test_published_step_of_another_configuration_is_not_shown(nb, release, step, kept):
+    nb.write_json(release.folder / "tuning" / step / "made_from.json", "of something else")
+    found = shown(nb, release)
+    if step == "mobilenetv2":  # nothing else depends on it
+        kept = [name for name in STEP_TRIALS if name != step]
+    else:  # but what follows does
+        kept = [*kept, "mobilenetv2"]
+    assert list(found) == list(kept)
+    assert len(release.notes) == len(STEP_TRIALS) - len(kept)
+    assert all("made with another configuration" in note for note in release.notes)
+
+
+def test_published_step_that_is_not_there_is_not_shown(nb, release):
+    """A file of the first step could not be had: no later one can be told to belong to it."""
+    (release.folder / "tuning" / "trunk" / "trial_1" / "trial.json").unlink()
+    assert list(shown(nb, release)) == ["mobilenetv2"]
+    release.sums = {}
+    assert shown(nb, release) == {}
 
 
 # ---------------------------------------------------------------------------- convergence
