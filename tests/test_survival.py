@@ -199,13 +199,13 @@ def test_search_killed_again_and_again(nursery, tmp_path):
     """Each process is killed in its seventh write, a few further on than the one before."""
     whole = nursery.start("run_search", folder=str(tmp_path / "whole"), real=False).result
     watch = Watch(tmp_path / "cut")
-    for number in range(30):  # the kills
+    for kills in range(30):  # noqa: B007
         child = nursery.start("run_search", folder=str(watch.folder), real=False, die=7)
         ended = child.wait()
         watch.check()
         if ended == 0:
             break
-    assert number > 3 and told(child.result["trials"]) == told(whole["trials"])
+    assert kills > 3 and told(child.result["trials"]) == told(whole["trials"])
 
 
 def test_changed_search_that_was_cut_off_is_not_mixed(nursery, tmp_path):
@@ -310,9 +310,7 @@ def test_training_killed_while_it_saves(nb, nursery, trained, tmp_path):
         child = nursery.start("run_training", folder=str(folder), die=die, moment=moment)
         assert child.wait() == -signal.SIGKILL, child.output
         epochs += saved
-        assert len(nb.saved_history(path, "a")) == epochs, (
-            "not the checkpoint before or the new one"
-        )
+        assert len(nb.saved_history(path, "a")) == epochs, "neither the old one nor the new one"
     history = nursery.start("run_training", folder=str(folder)).result
     assert untimed(history) == untimed(trained.history)
     assert same_arrays(f"{folder}.npz", f"{trained.folder}.npz")
@@ -429,7 +427,7 @@ def writers(nb, folder, url):
 
 
 def fill_disk(nb, folder, url, room):
-    """The job: write each file three times, the second time with `room` bytes on the disk for it."""
+    """The job: write each file three times, the second time with room for `room` bytes."""
     folder, soft, hard = Path(folder), *resource.getrlimit(resource.RLIMIT_FSIZE)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     found, fetch = {}, nb.run_fetcher
