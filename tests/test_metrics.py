@@ -549,6 +549,7 @@ def results(resnet=True):
 
     found = {
         "generation": "Made up.",
+        "code_version": 3,
         "data": {"name": "made-up data", "test_digest": "d"},
         "models": {
             "custom": model(
@@ -650,6 +651,15 @@ def test_result_rows(nb, record):
     assert len(rows) == (9 if "resnet50v2" in record["models"] else 8)
 
 
+def test_models_of_an_earlier_run_are_marked(nb, record):
+    mobile = record["models"]["mobilenetv2"]
+    mobile["with_da"]["code_version"], mobile["without_da"]["code_version"] = 2, 3
+    named = [row[1] for row in nb.result_rows(record) if row[0] == "MobileNetV2"]
+    assert sorted(named) == ["with DA (not converged) (from an earlier run)", "without DA"]
+    rest = [row[1] for row in nb.result_rows(record) if row[0] != "MobileNetV2"]
+    assert not any("earlier" in state for state in rest)
+
+
 def test_draw_comparison(nb, record):
     figure = nb.draw_comparison(record, "A title")
     names = [name for name in nb.ARCHITECTURES if name in record["models"]]
@@ -738,8 +748,15 @@ def test_collected_results_fill_the_tables(nb, monkeypatch, tmp_path, budget):
     history = [{"val_mean_recall": 0.5, "seconds": 2.0}, {"val_mean_recall": 0.7, "seconds": 3.2}]
     histories = {f"{name}_{variant}": history for name, variant in names}
     facts = {
-        key: {"seed": 3, "temperature": 1.2, "files": ["a"] * (key[0] == "c")} for key in histories
+        key: {
+            "seed": 3,
+            "temperature": 1.2,
+            "validation_recall": 0.72,
+            "files": ["a"] * (key[0] == "c"),
+        }
+        for key in histories
     }
+    facts["custom_without_da"]["code_version"] = 2
     speeds = {"custom": {"1": 10.0, "256": 300.0}, "softmax": {"1": 50.0, "256": 900.0}}
     published = nb.Published(tmp_path, None, nb.write_sums(tmp_path))
     found = nb.collect_results(
@@ -749,21 +766,38 @@ def test_collected_results_fill_the_tables(nb, monkeypatch, tmp_path, budget):
     assert custom["params"] == models["custom", "with_da"].count_params()
     assert custom["mflops"] == round(nb.count_mflops(models["custom", "with_da"]), 3)
     assert custom["with_da"]["test"] == live["custom", "with_da", "test"]
+    assert custom["without_da"]["code_version"] == 2
     assert custom["with_da"] | {"test": 0, "augmented_test": 0} == {
+        "code_version": nb.CODE_VERSION,
         "epochs": 2,
         "seconds": 5,
         "converged": False,
         "seed": 3,
-        "validation_recall": 0.7,
+        "validation_recall": 0.72,
         "temperature": 1.2,
         "file_bytes": 5,
         "test": 0,
         "augmented_test": 0,
     }
     assert found["references"]["softmax"]["with_da"]["file_bytes"] == 0
+    found["code_version"] = nb.CODE_VERSION
     assert len(nb.result_rows(found)) == 7 and len(nb.detail_rows(found)) == 3
     assert nb.json.loads(nb.json.dumps(found)) == found
     nb.draw_comparison(found)
+
+
+def test_over_seeds(nb):
+    first = {"test": metrics(0.9), "augmented_test": metrics(0.8)}
+    others = [
+        {"test": metrics(0.93), "augmented_test": metrics(0.8)},
+        {"test": metrics(0.87), "augmented_test": metrics(0.8)},
+    ]
+    found = nb.over_seeds([7, 8, 9], first, others)
+    assert found["seeds"] == [7, 8, 9] and set(found) == {"seeds", *nb.TEST_SETS}
+    assert found["test"]["values"] == [0.9, 0.93, 0.87]
+    assert found["test"]["mean"] == pytest.approx(0.9)
+    assert found["test"]["std"] == pytest.approx(0.03)  # of a sample: by n - 1
+    assert found["augmented_test"]["std"] == pytest.approx(0)
 
 
 def test_draw_confusion_and_robustness(nb, monkeypatch):

@@ -100,8 +100,18 @@ def test_committed_notebook_names_no_local_path():
 def test_definition_cells_only_define():
     import ast
 
-    allowed = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AugAssign, ast.Expr,
-               ast.If, ast.With, ast.Assert)  # fmt: skip
+    allowed = (
+        ast.Import,
+        ast.ImportFrom,
+        ast.FunctionDef,
+        ast.ClassDef,
+        ast.Assign,
+        ast.AugAssign,
+        ast.Expr,
+        ast.If,
+        ast.With,
+        ast.Assert,
+    )
     for cell in committed():
         source = "".join(cell["source"])
         if cell["cell_type"] != "code" or "definitions" not in cell["metadata"].get("tags", []):
@@ -140,8 +150,13 @@ def test_alone_with_a_server_as_its_only_source(tmp_path, nb):
     if published:
         shutil.copytree(PRETRAINED, site / "pretrained")
     with server(site) as url:
-        book = execute(alone, EMNIST_DATA_URL=url + "data/", EMNIST_ALLOW_UNOFFICIAL="1",
-                       EMNIST_NIST_URL=url + "none.zip", EMNIST_MODELS_URL=url + "pretrained/")  # fmt: skip
+        book = execute(
+            alone,
+            EMNIST_DATA_URL=url + "data/",
+            EMNIST_ALLOW_UNOFFICIAL="1",
+            EMNIST_NIST_URL=url + "none.zip",
+            EMNIST_MODELS_URL=url + "pretrained/",
+        )
     assert_clean(book.cells)
     text = texts(book)
     assert "the project's space" in text
