@@ -105,6 +105,12 @@ def test_sums_are_complete_and_pinned(nb):
     assert all((PRETRAINED / name).stat().st_size < 48_000_000 for name in files)
 
 
+def test_records_tell_nothing_of_the_machine_they_were_made_on():
+    for path in PRETRAINED.rglob("*.json"):
+        text = path.read_text(encoding="utf-8")
+        assert "Traceback" not in text and "site-packages" not in text, path
+
+
 def test_readme_shows_results_json(nb):
     block = re.search(r"<!-- results -->\n(.*?)<!-- /results -->", README, re.S)[1]
     expected = nb.table(nb.result_rows(RESULTS), nb.RESULT_HEADER).data
