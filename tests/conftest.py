@@ -7,6 +7,7 @@ import sys
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -36,6 +37,20 @@ def load_notebook(name="notebook"):
         linecache.cache[file] = (len(source), None, source.splitlines(True), file)
         exec(compile(source, file, "exec"), module.__dict__)
     return module
+
+
+def examples(count, seed):
+    """Return `count` noisy copies of each of 47 random pictures, and labels: easily learnt."""
+    noise = np.random.RandomState(seed)
+    clean = np.random.RandomState(42).choice([0.0, 255.0], (47, 7, 7)).repeat(4, 1).repeat(4, 2)
+    labels = np.tile(np.arange(47), count).astype(np.uint8)
+    noisy = clean[labels] + noise.normal(0, 40, (len(labels), 28, 28))
+    return np.clip(noisy, 0, 255).astype(np.uint8), labels
+
+
+def untimed(history):
+    """Return a history without the seconds."""
+    return [{key: value for key, value in epoch.items() if key != "seconds"} for epoch in history]
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import examples, untimed
 from processes import Nursery
-from test_survival import examples, made_up_trials, note, small_search, told, untimed
+from test_survival import made_up_trials, note, small_search, told
 
 pytest.importorskip("jax")
 

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import examples, untimed
 from processes import Nursery
 from servers import Reply, Server
 
@@ -34,15 +35,6 @@ def note(path, text):
 
 def lines(path):
     return path.read_text().splitlines() if path.exists() else []
-
-
-def examples(count, seed):
-    """Return `count` noisy copies of each of 47 random pictures, and labels."""
-    noise = np.random.RandomState(seed)
-    clean = np.random.RandomState(42).choice([0.0, 255.0], (47, 7, 7)).repeat(4, 1).repeat(4, 2)
-    labels = np.tile(np.arange(47), count).astype(np.uint8)
-    noisy = clean[labels] + noise.normal(0, 40, (len(labels), 28, 28))
-    return np.clip(noisy, 0, 255).astype(np.uint8), labels
 
 
 def die_at(nb, write):
@@ -278,10 +270,6 @@ def run_training(nb, folder, die=None, moment=None, vanish=None):
                               path=path, origin="a")  # fmt: skip
     np.savez(f"{folder}.npz", *net.get_weights())
     return history
-
-
-def untimed(history):
-    return [{key: value for key, value in epoch.items() if key != "seconds"} for epoch in history]
 
 
 def same_arrays(first, second):

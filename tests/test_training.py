@@ -1,5 +1,6 @@
 """Augmentation, batches, the training loop that can be taken up again, and the search."""
 
+import inspect
 import json
 import math
 import re
@@ -8,6 +9,7 @@ from types import SimpleNamespace
 import keras
 import numpy as np
 import pytest
+from conftest import examples, untimed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import layers
@@ -627,16 +629,7 @@ def test_biases_and_normalisations_do_not_decay(nb, optimizer):
 # ------------------------------------------------------------------------------- training
 
 
-def prototypes(count, seed):
-    """Return `count` noisy copies of each of 47 random pictures, and labels: easily learnt."""
-    random = np.random.RandomState(seed)
-    clean = np.random.RandomState(42).choice([0.0, 255.0], (47, 7, 7)).repeat(4, 1).repeat(4, 2)
-    labels = np.tile(np.arange(47), count).astype(np.uint8)
-    noisy = clean[labels] + random.normal(0, 40, (len(labels), 28, 28))
-    return np.clip(noisy, 0, 255).astype(np.uint8), labels
-
-
-TRAIN, VALIDATION = prototypes(6, 0), prototypes(2, 1)
+TRAIN, VALIDATION = examples(6, 0), examples(2, 1)
 RANGES = {"shift": 0.03, "zoom": 0.05, "rotation": 3.0, "shear": 0.0}
 
 
@@ -675,11 +668,6 @@ def whole(nb, tmp_path_factory):
     path = tmp_path_factory.mktemp("whole") / "run.weights.h5"
     net, history = run(nb, path)
     return SimpleNamespace(net=net, history=history, path=path)
-
-
-def untimed(history):
-    """Return a history without the seconds."""
-    return [{key: value for key, value in epoch.items() if key != "seconds"} for epoch in history]
 
 
 def same_weights(first, second):
@@ -942,37 +930,13 @@ def trainings(nb, monkeypatch):
     """Replace `run_training` by one that notes its arguments and returns a made-up history."""
     calls = []
 
-    def run_training(
-        net,
-        train,
-        validation,
-        recipe,
-        epochs,
-        batch,
-        augment,
-        seed,
-        path=None,
-        origin="",
-        label=None,
-        validate_every=1,
-    ):
-        calls.append(
-            SimpleNamespace(
-                net=net,
-                train=train,
-                validation=validation,
-                recipe=recipe,
-                epochs=epochs,
-                batch=batch,
-                augment=augment,
-                seed=seed,
-                path=path,
-                origin=origin,
-                label=label,
-                validate_every=validate_every,
-            )
-        )
-        return [{"val_mean_recall": nb.fake_score(calls), "seconds": 0.5}] * epochs
+    signature = inspect.signature(nb.run_training)
+
+    def run_training(*given, **named):
+        call = signature.bind(*given, **named)
+        call.apply_defaults()
+        calls.append(SimpleNamespace(**call.arguments))
+        return [{"val_mean_recall": nb.fake_score(calls), "seconds": 0.5}] * calls[-1].epochs
 
     monkeypatch.setattr(nb, "fake_score", lambda calls: 0.5, raising=False)
     monkeypatch.setattr(nb, "run_training", run_training)
@@ -1249,6 +1213,15 @@ def test_search(nb, searching):
         **expected,
         "dropout": 0.25,
     }
+
+
+def test_trials_over_the_budget_are_recorded_by_one_line(nb, searching):
+    """Their records are published, and a traceback would name the folders of the machine."""
+    searching.run()
+    records = [nb.read_json(path) for path in searching.folder.glob("small/trial_*/trial.json")]
+    messages = [record["message"] for record in records if record["status"] == "FAILED"]
+    assert len(messages) == 2
+    assert all(nb.OVER_BUDGET in text and "\n" not in text for text in messages), messages
 
 
 def test_each_trial_is_a_short_training(nb, searching):
