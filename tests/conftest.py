@@ -1,5 +1,6 @@
-"""Fixtures: the notebook's own code, loaded from its definition cells, never a copy of it."""
+"""Fixtures: the notebook's own definitions, never a copy of them, and what several files need."""
 
+import ast
 import json
 import linecache
 import os
@@ -14,29 +15,50 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("MPLBACKEND", "agg")
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT / "emnist.ipynb"
-REAL_DATA = os.environ.get("EMNIST_DIR")
-needs_real_data = pytest.mark.skipif(not REAL_DATA, reason="EMNIST_DIR is not set")
+RECONSTRUCTED = ROOT / "data" / "reconstructed"
+TINY = {"widths": [4, 6, 8], "depths": [1, 1, 2], "stride": 2, "dense": 0, "dropout": 0.2}
+MEASURED = {"AUGMENTED_DIGEST"}  # a constant that only a run has
 
 
-def definition_cells():
-    """Return the sources of the cells that only define things (tagged so), in order."""
+def code_cells():
+    """Return the sources of the notebook's code cells, in order."""
     cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
-    return ["".join(cell["source"]) for cell in cells
-            if "definitions" in cell["metadata"].get("tags", [])]  # fmt: skip
+    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+
+
+def defines(node):
+    """Return whether a statement imports, defines or sets a constant, and takes no time."""
+    if isinstance(node, ast.Assign | ast.AugAssign):
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        names = [name.id for target in targets for name in ast.walk(target)
+                 if isinstance(name, ast.Name)]  # fmt: skip
+        return all(name.isupper() and name not in MEASURED for name in names)
+    return isinstance(node, ast.Import | ast.ImportFrom | ast.FunctionDef | ast.ClassDef)
+
+
+def run_cell(module, source, number=0, chosen=lambda node: True):
+    """Execute the chosen statements of a cell in `module`, with its lines in tracebacks."""
+    file = f"<{module.__name__} cell {number}>"
+    linecache.cache[file] = (len(source), None, source.splitlines(True), file)
+    tree = ast.parse(source, file)
+    tree.body = [node for node in tree.body if chosen(node)]
+    exec(compile(tree, file, "exec"), module.__dict__)
 
 
 def load_notebook(name="notebook"):
-    """Execute the definition cells in one new module and return it.
-
-    The configuration is read from the environment, so set `EMNIST_*` before.
-    """
-    module = types.ModuleType(name)
-    sys.modules[name] = module
-    for number, source in enumerate(definition_cells()):
-        file = f"<{name} cell {number}>"
-        linecache.cache[file] = (len(source), None, source.splitlines(True), file)
-        exec(compile(source, file, "exec"), module.__dict__)
+    """Return a new module with the notebook's definitions and a few made-up images as its data."""
+    module = sys.modules[name] = types.ModuleType(name)
+    module.splits = {"train": examples(4, 0), "validation": examples(1, 1)}
+    module.versions = {"backend": "none"}
+    for number, source in enumerate(code_cells()):
+        run_cell(module, source, number, defines)
     return module
+
+
+def run_cell_with(module, text):
+    """Execute the whole cell in which `text` stands."""
+    (source,) = [source for source in code_cells() if text in source]
+    run_cell(module, source)
 
 
 def examples(count, seed):
@@ -48,9 +70,27 @@ def examples(count, seed):
     return np.clip(noisy, 0, 255).astype(np.uint8), labels
 
 
-def untimed(history):
-    """Return a history without the seconds."""
-    return [{key: value for key, value in epoch.items() if key != "seconds"} for epoch in history]
+def untimed(record):
+    """Return a list of dictionaries without the seconds, which no two runs share."""
+    return [{key: value for key, value in entry.items() if key != "seconds"} for entry in record]
+
+
+def arrays(net):
+    """Return a network's weights as bytes, to be compared to the last bit."""
+    return [weight.tobytes() for weight in net.get_weights()]
+
+
+def shrink(nb, put=setattr):
+    """Let `nb` compute everything itself, with a tiny budget, below the current folder."""
+    put(nb, "PROFILE", "quick")
+    put(nb, "RUN", Path("runs/quick"))
+    put(nb, "PUBLISH", Path("runs/quick/pretrained"))
+    put(nb, "ONLY", set())
+    epochs = dict.fromkeys(nb.BUDGET["epochs"], 2)
+    few = {"images": 94, "epochs": 1}
+    steps = {"search": {"trials": 3, **few}, "finals": {"images": None, "epochs": 2}, "rates": few}
+    budget = {"batch": 46, "images": {}, "epochs": epochs, "seeds": {"with_da": 2}, **steps}
+    put(nb, "BUDGET", budget)
 
 
 @pytest.fixture(scope="session")
@@ -60,15 +100,8 @@ def nb():
 
 
 @pytest.fixture
-def workdir(tmp_path, monkeypatch):
-    """An empty folder as the current one."""
+def small(nb, tmp_path, monkeypatch):
+    """The notebook with a tiny budget, in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture(scope="session")
-def published_custom(nb):
-    """The published custom model with DA, loaded from pretrained/ as section 5 does."""
-    folder = ROOT / "pretrained"
-    published = nb.Published(folder, None, nb.sha256(folder / "SHA256SUMS"))
-    return nb.load_model(published, "custom", "with_da")
+    shrink(nb, monkeypatch.setattr)
+    return nb
