@@ -1,0 +1,224 @@
+"""The drawing pad: its Python side, its cell, and the whole of it in a real browser.
+
+pytest tests/test_pad.py -m slow     draws in Chromium, and leaves runs/pad.png
+python tests/test_pad.py             puts runs/pad.png into the notebook as its still picture
+"""
+
+import base64
+import io
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import draw_pictures
+import numpy as np
+import pytest
+from conftest import NOTEBOOK, ROOT
+from PIL import Image
+from test_pictures import model  # noqa: F401  a fixture
+
+STILL = ROOT / "runs" / "pad.png"
+ODD = {
+    "nothing": [],
+    "a dot": [[[140, 140]]],
+    "a line across": [[[0, 140], [280, 140]]],
+    "a scribble": [np.random.RandomState(0).randint(0, 281, (60, 2)).tolist()],
+}
+
+
+def drawn(character, seed):
+    """A character's strokes as a hand draws them on the pad, lists of [x, y] in its pixels."""
+    rng = np.random.RandomState(seed)
+    size, slant, turn = rng.uniform(120, 220), rng.uniform(-0.1, 0.25), rng.uniform(-6, 6)
+    strokes = draw_pictures.write(character, rng, slant, turn)
+    return [(140 + size * stroke[::12]).tolist() for stroke in strokes]
+
+
+def find_cell(start):
+    """The notebook and its one cell whose source begins like this."""
+    notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+    (cell,) = [c for c in notebook["cells"] if "".join(c["source"]).startswith(start)]
+    return notebook, cell
+
+
+def pad_cell(draw):
+    """The source of the cell that shows the pad, switched on or off."""
+    return "".join(find_cell("draw = False")[1]["source"]).replace("False", str(draw), 1)
+
+
+# --------------------------------------------------------------------------- without a browser
+
+
+def test_nine_in_ten_characters_are_read(nb, model):  # noqa: F811
+    wrong, hands = {}, [(one, seed) for one in draw_pictures.STROKES for seed in range(3)]
+    for character, seed in hands:
+        image, read = nb.read_strokes(drawn(character, seed), model)
+        assert image.shape == (28, 28) and image.max() == 255 and len(read) == 5
+        true, found = (nb.CHARACTERS.index(one) for one in (character, read[0][0]))
+        if nb.MERGED[true] != nb.MERGED[found]:
+            wrong[character, seed] = read[0]
+    assert len(wrong) <= len(hands) / 10, f"read wrong: {wrong}"
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_drawings_get_an_answer(nb, model, name):  # noqa: F811
+    image, read = nb.read_strokes(ODD[name], model)
+    assert image.shape == (28, 28) and image.dtype == np.uint8
+    assert image.any() == (name != "nothing") and len(read) == (0 if name == "nothing" else 5)
+
+
+@pytest.mark.parametrize("draw", [False, True])
+def test_without_the_package_the_cell_says_so_or_nothing(draw, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "anywidget", None)  # importing it fails
+    exec(pad_cell(draw), {})
+    said = capsys.readouterr().out
+    assert said.count("\n") == draw and ("pip install anywidget" in said) == draw
+
+
+def test_notebook_shows_a_still_picture_of_the_pad():
+    content = find_cell("A still picture")[1]["attachments"]["pad.png"]["image/png"]
+    assert len(content) < 40_000
+    picture = Image.open(io.BytesIO(base64.b64decode(content))).convert("L")
+    assert min(picture.size) >= 280 and np.ptp(np.asarray(picture)) > 200
+
+
+# ------------------------------------------------------------------------------- in a browser
+
+SETUP = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from conftest import load_notebook
+from test_pictures import published_model
+globals().update(vars(load_notebook()))
+best = ("custom", "with_da")
+models = {{best: published_model()}}
+most_probable(models[best], np.zeros((28, 28), np.uint8))  # compiled, as by the cells before
+"""
+WATCH = """
+window.answers = window.drawnAt = 0;
+window.pad = document.querySelector("canvas");
+window.bars = pad.parentElement.querySelector("div");
+pad.scrollIntoView({ block: "center" });
+const touched = () => { window.drawnAt = performance.now(); };
+pad.addEventListener("pointerdown", touched);
+pad.addEventListener("pointermove", touched);
+const answered = () => { answers += 1; window.late = performance.now() - drawnAt; };
+new MutationObserver(answered).observe(bars, { childList: true });
+"""
+
+
+def wait_for(page, condition, seconds=30):
+    """Return what `condition()` gives as soon as it is true; errors count as not yet."""
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    waiting = WebDriverWait(page, seconds, 0.1, ignored_exceptions=[Exception])
+    return waiting.until(lambda _: condition())
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """A Chromium that shows the pad in JupyterLab, as Selenium's driver."""
+    if not (chromium := shutil.which("chromium")) or not (driver := shutil.which("chromedriver")):
+        pytest.skip("there is no chromium or no chromedriver on the PATH")
+    for package in ("anywidget", "jupyterlab", "selenium"):
+        pytest.importorskip(package)
+    from selenium import webdriver
+
+    folder = tmp_path_factory.mktemp("lab")
+    code = {"cell_type": "code", "execution_count": None, "metadata": {}, "outputs": []}
+    cells = [code | {"id": str(len(s)), "source": s} for s in (SETUP, pad_cell(True))]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+    notebook = {"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}
+    (folder / "pad.ipynb").write_text(json.dumps(notebook))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = f"""{sys.executable} -m jupyterlab --no-browser --ip=127.0.0.1 --port={port}
+        --allow-root --IdentityProvider.token=secret --LabApp.expose_app_in_browser=True
+        --LabApp.news_url=None --ServerApp.root_dir={folder} --ServerApp.port_retries=0"""
+    home = {f"JUPYTER_{name}_DIR": str(folder / name) for name in ("CONFIG", "DATA", "RUNTIME")}
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for option in f"""--headless --no-sandbox --disable-gpu --no-first-run --disable-sync
+        --disable-background-networking --window-size=1400,1000 --user-data-dir={folder}/user
+        """.split():
+        options.add_argument(option)
+    with (folder / "log").open("w") as log:
+        server = subprocess.Popen(command.split(), env=os.environ | home, stdout=log, stderr=log)
+    browser = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    try:
+        url = f"http://127.0.0.1:{port}/lab/tree/pad.ipynb?token=secret"
+        wait_for(browser, lambda: browser.get(url) or True, 60)
+        lab, run = "return jupyterapp", "return jupyterapp.commands.execute"
+        status = f"{lab}.shell.currentWidget.sessionContext.session.kernel.status"
+        wait_for(browser, lambda: browser.execute_script(status) == "idle", 120)
+        browser.execute_script(f"{run}('notebook:run-all-cells').then(() => true)")
+        wait_for(browser, lambda: browser.find_element("tag name", "canvas"), 120)
+        browser.execute_script(WATCH)
+        yield browser
+    finally:
+        browser.quit()
+        server.terminate()
+        server.wait(30)
+
+
+def draw_on(page, strokes):
+    """Clear the pad, draw by pointer events, and return the lines of the answer, the number of
+    answers, and how many seconds after the last event the last one came."""
+    from selenium.webdriver import ActionChains
+
+    page.find_element("xpath", "//button[text()='clear']").click()
+    wait_for(page, lambda: page.execute_script("return bars.innerText") == "nothing drawn")
+    page.execute_script("window.answers = 0")
+    corner = page.find_element("tag name", "canvas").rect
+    for stroke in strokes:
+        chain = ActionChains(page, duration=15)
+        pointer = chain.w3c_actions.pointer_action
+        for number, (x, y) in enumerate(np.clip(stroke, 1, 279)):
+            pointer.move_to_location(round(corner["x"] + x), round(corner["y"] + y))
+            if not number:
+                pointer.pointer_down()
+        pointer.pointer_up()
+        chain.perform()
+    time.sleep(1)
+    text, answers, late = page.execute_script("return [bars.innerText, answers, late / 1000]")
+    return text.splitlines(), answers, late
+
+
+@pytest.mark.slow
+def test_characters_drawn_in_a_browser_are_read(page):
+    for character in ("7", "e", "A"):
+        answer, answers, late = draw_on(page, drawn(character, 0))
+        assert len(answer) == 5 and answer[0].startswith(character), f"{character}: {answer}"
+        assert answers > 3, "expected answers while it is drawn"
+        assert late < 0.3, f"expected the last answer within 0.3 s; found {late:.2f} s"
+    STILL.parent.mkdir(exist_ok=True)
+    STILL.write_bytes(page.find_element("xpath", "//canvas/..").screenshot_as_png)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ODD)
+def test_odd_drawings_in_a_browser_get_an_answer(page, name):
+    answer, _, _ = draw_on(page, ODD[name])
+    assert answer == ["nothing drawn"] if name == "nothing" else len(answer) == 5
+    assert "Traceback" not in page.find_element("tag name", "body").text
+
+
+def embed_still():
+    """Put runs/pad.png, in 32 colours, into the notebook as the attachment pad.png."""
+    small = io.BytesIO()
+    Image.open(STILL).convert("RGB").quantize(32).save(small, "PNG", optimize=True)
+    notebook, cell = find_cell("A still picture")
+    content = base64.b64encode(small.getvalue()).decode()
+    cell["attachments"] = {"pad.png": {"image/png": content}}
+    text = json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+    NOTEBOOK.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    embed_still()
