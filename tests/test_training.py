@@ -287,7 +287,17 @@ def test_dropout_acts(nb, fits, rate):
 def test_validation_is_padded_with_weight_0(nb, fits):
     images, labels, weights = prepare(nb, fits).validation_data
     assert images.shape == (256, 28, 28, 1) and labels.shape == weights.shape == (256,)
-    assert (weights[:47] == 1).all() and not weights[47:].any()
+    assert len(set(weights[:47])) == 1 and weights[0] > 0 and not weights[47:].any()
+
+
+@pytest.mark.xfail(reason="the padding is counted in its mean", strict=True)
+def test_validation_loss_is_of_the_images_alone(small):
+    made_from = {**small.provenance("softmax", {}, 0.02, False, 1), "policy": "float32"}
+    net, history = small.run(made_from)
+    images, labels = small.splits["validation"]
+    loss = small.adjusted_loss(small.splits["train"][1])
+    expected = np.asarray(loss(labels, small.predict(net, images))).mean()
+    assert history[0]["val_loss"] == pytest.approx(expected, rel=1e-3)
 
 
 # ------------------------------------------------------------------------------ precision
@@ -471,18 +481,17 @@ def test_run_takes_a_part_of_the_images(nb, made_from, fits, monkeypatch):
 
 @pytest.fixture
 def tried(small, monkeypatch):
-    """Replace `try_out` by a made-up score; the list of what was tried."""
-    calls = []
+    """Replace `try_out` by a made-up score; what was tried, and where it is interrupted."""
+    calls, end = [], SimpleNamespace(at=None)
 
     def try_out(made_from):
-        if len(calls) == getattr(calls_end, "at", None):
+        if len(calls) == end.at:
             raise Interrupted
         calls.append(made_from)
         network, rate = made_from["network"], made_from["learning_rate"]
         recall = 0.5 + rate + sum(network.get("widths", ())) / 1000 + network.get("dropout", 0) / 7
         return {"recall": round(recall, 5), "parameters": 1, "MFLOPs": 0.1, "seconds": 2}
 
-    calls_end = SimpleNamespace()
     monkeypatch.setattr(small, "try_out", try_out)
     small_networks = {
         small.describe(network): network
@@ -490,7 +499,7 @@ def tried(small, monkeypatch):
         for network in [{"widths": widths, "depths": (1, 1, depth), "stride": stride, "dense": 0}]
     }
     monkeypatch.setattr(small, "affordable_networks", lambda: small_networks)
-    return SimpleNamespace(calls=calls, end=calls_end)
+    return SimpleNamespace(calls=calls, end=end)
 
 
 def test_try_out(small):
@@ -562,14 +571,26 @@ def test_search(small, tried, monkeypatch):
     assert len(small.search()) == 3 and len(tried.calls) == 6, "another configuration's is taken"
 
 
-def test_failed_trials_are_an_error(small, tried, monkeypatch, capsys):
+@pytest.fixture
+def failed(small, tried, monkeypatch):
+    """A search all of whose trials fail, the message of its error."""
+
     def try_out(made_from):
         raise MemoryError("bad luck")
 
-    monkeypatch.setattr(small, "try_out", try_out)
-    with pytest.raises(RuntimeError, match="bad luck"):
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError) as error:
+        patch.setattr(small, "try_out", try_out)
         small.search()
-    assert not (small.PUBLISH / "tuning" / "search.json").exists()
+    return str(error.value)
+
+
+def test_failed_trials_are_an_error(small, failed):
+    assert "bad luck" in failed and not (small.PUBLISH / "tuning" / "search.json").exists()
+
+
+@pytest.mark.xfail(reason="Keras Tuner keeps them as failed", strict=True)
+def test_failed_trials_are_run_again(small, failed, tried):
+    assert len(small.search()) == 3
 
 
 def test_affordable_networks(nb, monkeypatch):
