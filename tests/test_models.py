@@ -319,9 +319,8 @@ def test_whole_model_is_not_rounded(small, monkeypatch):
     assert arrays(loaded(small.PUBLISH, files)) == arrays(net)
 
 
-unchecked = pytest.mark.xfail(reason="a model saved whole is not checked", strict=True)
 REFUSED = [("custom", np.nan), ("custom", np.inf), ("custom", 1e6)]
-REFUSED += [pytest.param("mobilenetv2", np.nan, marks=unchecked)]
+REFUSED += [("mobilenetv2", np.nan)]
 
 
 @pytest.mark.parametrize("name, value", REFUSED)

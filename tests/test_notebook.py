@@ -31,7 +31,7 @@ SECTIONS = [
     "6. Comparison among the models",
     "7. Predictions",
 ]
-LINES = 1415  # of code, of which the drawing pad has 80; wanted: 1,380
+LINES = 1425  # of code, of which the drawing pad has 80; wanted: 1,380
 NOWHERE = "http://127.0.0.1:9/"
 URLS = ("DATA_URL", "NIST_URL", "RECONSTRUCTED_URL", "MODELS_URL")
 
