@@ -17,7 +17,6 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT / "emnist.ipynb"
 RECONSTRUCTED = ROOT / "data" / "reconstructed"
 TINY = {"widths": [4, 6, 8], "depths": [1, 1, 2], "stride": 2, "dense": 0, "dropout": 0.2}
-MEASURED = {"AUGMENTED_DIGEST"}  # a constant that only a run has
 
 
 def code_cells():
@@ -30,9 +29,8 @@ def defines(node):
     """Return whether a statement imports, defines or sets a constant, and takes no time."""
     if isinstance(node, ast.Assign | ast.AugAssign):
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-        names = [name.id for target in targets for name in ast.walk(target)
-                 if isinstance(name, ast.Name)]  # fmt: skip
-        return all(name.isupper() and name not in MEASURED for name in names)
+        names = [part.id for part in ast.walk(ast.Tuple(targets)) if isinstance(part, ast.Name)]
+        return all(name.isupper() and name != "AUGMENTED_DIGEST" for name in names)  # measured
     return isinstance(node, ast.Import | ast.ImportFrom | ast.FunctionDef | ast.ClassDef)
 
 
@@ -40,9 +38,8 @@ def run_cell(module, source, number=0, chosen=lambda node: True):
     """Execute the chosen statements of a cell in `module`, with its lines in tracebacks."""
     file = f"<{module.__name__} cell {number}>"
     linecache.cache[file] = (len(source), None, source.splitlines(True), file)
-    tree = ast.parse(source, file)
-    tree.body = [node for node in tree.body if chosen(node)]
-    exec(compile(tree, file, "exec"), module.__dict__)
+    body = [node for node in ast.parse(source, file).body if chosen(node)]
+    exec(compile(ast.Module(body, []), file, "exec"), module.__dict__)
 
 
 def load_notebook(name="notebook"):
@@ -63,10 +60,9 @@ def run_cell_with(module, text):
 
 def examples(count, seed):
     """Return `count` noisy copies of each of 47 random pictures, and labels: easily learnt."""
-    noise = np.random.RandomState(seed)
     clean = np.random.RandomState(42).choice([0.0, 255.0], (47, 7, 7)).repeat(4, 1).repeat(4, 2)
     labels = np.tile(np.arange(47), count).astype(np.uint8)
-    noisy = clean[labels] + noise.normal(0, 40, (len(labels), 28, 28))
+    noisy = clean[labels] + np.random.RandomState(seed).normal(0, 40, (len(labels), 28, 28))
     return np.clip(noisy, 0, 255).astype(np.uint8), labels
 
 
@@ -82,15 +78,12 @@ def arrays(net):
 
 def shrink(nb, put=setattr):
     """Let `nb` compute everything itself, with a tiny budget, below the current folder."""
-    put(nb, "PROFILE", "quick")
-    put(nb, "RUN", Path("runs/quick"))
-    put(nb, "PUBLISH", Path("runs/quick/pretrained"))
-    put(nb, "ONLY", set())
-    epochs = dict.fromkeys(nb.BUDGET["epochs"], 2)
-    few = {"images": 94, "epochs": 1}
-    steps = {"search": {"trials": 3, **few}, "finals": {"images": None, "epochs": 2}, "rates": few}
-    budget = {"batch": 46, "images": {}, "epochs": epochs, "seeds": {"with_da": 2}, **steps}
-    put(nb, "BUDGET", budget)
+    budget = {"batch": 46, "images": {}, "seeds": {"with_da": 2}, "rates": {}}
+    budget |= {"search": {"trials": 3, "images": 94, "epochs": 1}, "finals": {"epochs": 2}}
+    budget["epochs"] = dict.fromkeys(nb.BUDGET["epochs"], 2)
+    changed = {"PROFILE": "quick", "ONLY": set(), "BUDGET": budget, "RUN": Path("runs/quick")}
+    for name, value in {**changed, "PUBLISH": Path("runs/quick/pretrained")}.items():
+        put(nb, name, value)
 
 
 @pytest.fixture(scope="session")

@@ -5,13 +5,10 @@ that a smooth curve runs through; a seeded hand adds slant, jitter and pressure;
 felt pen, pencil, chalk, brush) turns the curve into ink on a page with texture; and a camera looks
 at the page from a tilt, in uneven light, with a shadow, noise and JPEG compression.
 
-    python tests/draw_pictures.py            rewrites tests/pictures
-
-The name of a file begins with its character (`lower_a_...` for a lower-case one). The pictures
-were drawn once, without a look at what any model makes of them.
+`python tests/draw_pictures.py` rewrites them. The name of a file begins with its character
+(`lower_a_...` for a lower-case one). They were drawn without a look at any model's answers.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,54 +17,28 @@ from PIL import Image, ImageDraw, ImageFilter
 
 FOLDER = Path(__file__).parent / "pictures"
 
-# Strokes, each a list of (x, y): x to the right, y down, and the character one unit high.
-# A curve runs smoothly through the points; a point given twice is a corner.
+# Each character's strokes, which "/" parts: points x,y in hundredths of its height, x to the right,
+# y down. A curve runs smoothly through the points; a point given twice is a corner.
 STROKES = {
-    "2": [[(0.08, 0.25), (0.2, 0.06), (0.42, 0.02), (0.58, 0.15), (0.55, 0.35), (0.35, 0.62),
-           (0.06, 0.95), (0.06, 0.95), (0.3, 0.93), (0.66, 0.96)]],
-    "3": [[(0.08, 0.12), (0.3, 0.0), (0.52, 0.1), (0.5, 0.32), (0.26, 0.45), (0.26, 0.45),
-           (0.52, 0.52), (0.6, 0.75), (0.42, 0.96), (0.18, 0.97), (0.02, 0.84)]],
-    "4": [[(0.4, 0.0), (0.22, 0.34), (0.04, 0.62), (0.04, 0.62), (0.34, 0.62), (0.68, 0.59)],
-          [(0.47, 0.34), (0.45, 0.7), (0.44, 1.0)]],
-    "7": [[(0.03, 0.05), (0.3, 0.05), (0.6, 0.02), (0.6, 0.02), (0.42, 0.45), (0.26, 1.0)]],
-    "8": [[(0.5, 0.12), (0.3, 0.0), (0.12, 0.14), (0.2, 0.34), (0.42, 0.5), (0.58, 0.74),
-           (0.4, 0.98), (0.14, 0.94), (0.06, 0.74), (0.26, 0.5), (0.48, 0.32), (0.53, 0.17),
-           (0.46, 0.07)]],
-    "A": [[(0.0, 1.0), (0.2, 0.46), (0.36, 0.0)],
-          [(0.36, 0.0), (0.54, 0.5), (0.74, 1.02)],
-          [(0.14, 0.64), (0.4, 0.62), (0.62, 0.63)]],
-    "B": [[(0.06, 0.02), (0.07, 0.5), (0.05, 0.98)],
-          [(0.04, 0.04), (0.35, 0.0), (0.52, 0.14), (0.44, 0.36), (0.1, 0.46), (0.1, 0.46),
-           (0.5, 0.52), (0.62, 0.74), (0.44, 0.95), (0.03, 0.99)]],
-    "E": [[(0.08, 0.0), (0.05, 0.5), (0.05, 0.98)],
-          [(0.07, 0.02), (0.3, 0.02), (0.56, 0.0)],
-          [(0.06, 0.47), (0.3, 0.46), (0.46, 0.45)],
-          [(0.05, 0.97), (0.3, 0.97), (0.6, 0.95)]],
-    "G": [[(0.62, 0.16), (0.42, 0.0), (0.16, 0.12), (0.02, 0.46), (0.1, 0.82), (0.34, 0.99),
-           (0.58, 0.9), (0.67, 0.6), (0.67, 0.6), (0.54, 0.6), (0.4, 0.61)]],
-    "H": [[(0.04, 0.0), (0.05, 0.5), (0.06, 1.0)],
-          [(0.6, 0.02), (0.6, 0.5), (0.62, 0.98)],
-          [(0.06, 0.5), (0.3, 0.49), (0.61, 0.46)]],
-    "J": [[(0.4, 0.3), (0.42, 0.66), (0.36, 0.94), (0.2, 1.0), (0.05, 0.9)],
-          [(0.42, 0.04), (0.425, 0.05), (0.43, 0.06)]],
-    "K": [[(0.05, 0.0), (0.06, 0.5), (0.07, 1.0)],
-          [(0.58, 0.02), (0.34, 0.32), (0.09, 0.55)],
-          [(0.2, 0.45), (0.42, 0.74), (0.64, 1.0)]],
-    "R": [[(0.06, 0.04), (0.06, 0.5), (0.05, 1.0)],
-          [(0.03, 0.06), (0.34, 0.0), (0.54, 0.16), (0.44, 0.4), (0.08, 0.5), (0.08, 0.5),
-           (0.34, 0.74), (0.6, 1.0)]],
-    "a": [[(0.52, 0.16), (0.3, 0.02), (0.07, 0.24), (0.03, 0.62), (0.2, 0.94), (0.42, 0.8),
-           (0.53, 0.16), (0.53, 0.16), (0.53, 0.68), (0.6, 0.93), (0.72, 0.92)]],
-    "d": [[(0.48, 0.54), (0.28, 0.43), (0.05, 0.62), (0.06, 0.88), (0.26, 1.0), (0.44, 0.86),
-           (0.51, 0.62)],
-          [(0.53, 0.0), (0.52, 0.5), (0.54, 1.0)]],
-    "e": [[(0.06, 0.53), (0.3, 0.51), (0.57, 0.45), (0.57, 0.45), (0.5, 0.12), (0.26, 0.02),
-           (0.04, 0.3), (0.07, 0.76), (0.32, 0.98), (0.62, 0.82)]],
-    "n": [[(0.05, 0.03), (0.06, 0.5), (0.07, 0.98)],
-          [(0.07, 0.52), (0.22, 0.13), (0.42, 0.05), (0.55, 0.26), (0.56, 0.98)]],
-    "t": [[(0.3, 0.0), (0.28, 0.5), (0.3, 0.86), (0.42, 0.98), (0.56, 0.91)],
-          [(0.04, 0.34), (0.3, 0.33), (0.57, 0.3)]],
-}  # fmt: skip
+    "2": "8,25 20,6 42,2 58,15 55,35 35,62 6,95 6,95 30,93 66,96",
+    "3": "8,12 30,0 52,10 50,32 26,45 26,45 52,52 60,75 42,96 18,97 2,84",
+    "4": "40,0 22,34 4,62 4,62 34,62 68,59 / 47,34 45,70 44,100",
+    "7": "3,5 30,5 60,2 60,2 42,45 26,100",
+    "8": "50,12 30,0 12,14 20,34 42,50 58,74 40,98 14,94 6,74 26,50 48,32 53,17 46,7",
+    "A": "0,100 20,46 36,0 / 36,0 54,50 74,102 / 14,64 40,62 62,63",
+    "B": "6,2 7,50 5,98 / 4,4 35,0 52,14 44,36 10,46 10,46 50,52 62,74 44,95 3,99",
+    "E": "8,0 5,50 5,98 / 7,2 30,2 56,0 / 6,47 30,46 46,45 / 5,97 30,97 60,95",
+    "G": "62,16 42,0 16,12 2,46 10,82 34,99 58,90 67,60 67,60 54,60 40,61",
+    "H": "4,0 5,50 6,100 / 60,2 60,50 62,98 / 6,50 30,49 61,46",
+    "J": "40,30 42,66 36,94 20,100 5,90 / 42,4 42.5,5 43,6",
+    "K": "5,0 6,50 7,100 / 58,2 34,32 9,55 / 20,45 42,74 64,100",
+    "R": "6,4 6,50 5,100 / 3,6 34,0 54,16 44,40 8,50 8,50 34,74 60,100",
+    "a": "52,16 30,2 7,24 3,62 20,94 42,80 53,16 53,16 53,68 60,93 72,92",
+    "d": "48,54 28,43 5,62 6,88 26,100 44,86 51,62 / 53,0 52,50 54,100",
+    "e": "6,53 30,51 57,45 57,45 50,12 26,2 4,30 7,76 32,98 62,82",
+    "n": "5,3 6,50 7,98 / 7,52 22,13 42,5 55,26 56,98",
+    "t": "30,0 28,50 30,86 42,98 56,91 / 4,34 30,33 57,30",
+}
 
 
 @dataclass
@@ -117,11 +88,6 @@ class Scene:
     mode: str = "RGB"  # RGB, L, or RGBA: a drawing with a transparent background
     quality: int = 85  # of the JPEG
 
-    @property
-    def character(self):
-        """The character that is written."""
-        return self.name.removeprefix("lower_")[0]
-
 
 # The white "H" and the "8" are small screenshots, the "R" comes from a drawing program.
 SCENES = [
@@ -133,17 +99,17 @@ SCENES = [
     Scene("7_chalk_board.jpg", (1024, 768), "chalk", 7, 0.62, paper=(44, 62, 52), texture=6,
           slant=0.1, light=0.35, light_from=300, noise=3),
     Scene("8_tiny.png", (60, 60), "felt", 8, 0.72, mode="L", slant=0.15, texture=1, noise=2),
-    Scene("A_phone_shadow.jpg", (1200, 1600), "felt", 10, 0.4, (0.5, 0.5), turn=4, tilt=0.1,
+    Scene("A_phone_shadow.jpg", (1200, 1600), "felt", 10, 0.4, turn=4, tilt=0.1,
           light=0.3, light_from=30, shadow=0.45, blur=1.2, noise=3, quality=75),
     Scene("B_marker_uneven.jpg", (600, 800), "marker", 11, 0.5, (0.56, 0.45), light=0.6,
           light_from=250, tilt=0.04, noise=3),
     Scene("E_ball_pen_tilted.jpg", (640, 480), "black_ball", 14, 0.55, turn=9, tilt=0.12,
           light=0.25, light_from=80, noise=2.5),
-    Scene("G_pencil_ruled.jpg", (900, 700), "pencil", 16, 0.5, (0.5, 0.5), texture=3, ruled=0.13,
+    Scene("G_pencil_ruled.jpg", (900, 700), "pencil", 16, 0.5, texture=3, ruled=0.13,
           light=0.2, turn=2, noise=2),
     Scene("H_white_on_black.png", (120, 90), "gel", 17, 0.7, paper=(18, 18, 20), texture=2,
           mode="L", slant=0.1),
-    Scene("J_dotted_pencil.jpg", (480, 640), "pencil", 19, 0.55, (0.5, 0.5), slant=0.15,
+    Scene("J_dotted_pencil.jpg", (480, 640), "pencil", 19, 0.55, slant=0.15,
           light=0.3, light_from=160, texture=3, noise=2),
     Scene("K_low_quality.jpg", (320, 240), "felt", 20, 0.6, light=0.2, noise=5, quality=12),
     Scene("R_transparent.png", (500, 500), "red_felt", 27, 0.65, mode="RGBA"),
@@ -160,19 +126,11 @@ SCENES = [
 
 
 def curve(points, step=0.004):
-    """Points every `step` along a smooth (Catmull-Rom) curve through `points`, a doubled one a
-    corner."""
-    pieces, piece = [], [points[0]]
-    for point in points[1:]:
-        if tuple(point) == tuple(piece[-1]):
-            pieces.append(piece)
-            piece = [point]
-        else:
-            piece.append(point)
-    pieces.append(piece)
+    """Points every `step` along a smooth (Catmull-Rom) curve; a doubled point is a corner."""
+    corners = np.flatnonzero((points[1:] == points[:-1]).all(1)) + 1
     path = []
-    for piece in pieces:
-        p = np.array([piece[0], *piece, piece[-1]], float)
+    for piece in np.split(points, corners):
+        p = np.pad(piece, ((1, 1), (0, 0)), "edge")
         for a, b, c, d in zip(p, p[1:], p[2:], p[3:], strict=False):
             t = np.linspace(0, 1, max(2, int(np.hypot(*(c - b)) / step)))[:, None]
             path.append(
@@ -182,17 +140,20 @@ def curve(points, step=0.004):
     return np.concatenate(path)
 
 
+def rotation(degrees):
+    """The matrix that turns clockwise, as y points down."""
+    cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    return np.array([[cos, -sin], [sin, cos]])
+
+
 def write(character, rng, slant, turn):
     """The character's strokes as a hand writes them, centred on (0, 0), one unit high."""
     strokes = []
-    for points in STROKES[character]:
-        moved, last = [], None
-        for point in points:  # a doubled point stays doubled
-            if point != last:
-                shift = rng.normal(0, 0.014, 2)
-            moved.append(tuple(np.add(point, shift)))
-            last = point
-        path = curve(moved)
+    for stroke in STROKES[character].split(" / "):
+        points = np.array([point.split(",") for point in stroke.split()], float) / 100
+        new = np.append(True, (points[1:] != points[:-1]).any(1))
+        shifts = rng.normal(0, 0.014, (new.sum(), 2))
+        path = curve(points + shifts[new.cumsum() - 1])  # a doubled point stays doubled
         along = np.linspace(0, 1, len(path))
         for axis in range(2):  # a slow tremor
             for wave in (2, 4, 7):
@@ -202,10 +163,8 @@ def write(character, rng, slant, turn):
         strokes.append(path)
     low = np.min([s.min(0) for s in strokes], 0)
     high = np.max([s.max(0) for s in strokes], 0)
-    angle = np.radians(turn)
-    rotate = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     shear = np.array([[1, -slant], [0, 1]])
-    return [(s - (low + high) / 2) @ shear.T @ rotate.T for s in strokes]
+    return [(s - (low + high) / 2) @ shear.T @ rotation(turn).T for s in strokes]
 
 
 def field(shape, cells, rng):
@@ -218,15 +177,12 @@ def field(shape, cells, rng):
 def ink_layer(strokes, pen, shape, height, centre, rng):
     """How much ink lies where: (H, W), 0-1."""
     zoom = max(2, min(8, round(600 / shape[0])))  # finer than the picture, against jagged edges
-    big = (shape[0] * zoom, shape[1] * zoom)
-    canvas = Image.new("L", big[::-1])
+    canvas = Image.new("L", (shape[1] * zoom, shape[0] * zoom))
     draw = ImageDraw.Draw(canvas)
     for path in strokes:
         along = np.linspace(0, 1, len(path))
         phase = rng.uniform(0, 2 * np.pi, 2)
-        swing = sum(
-            np.sin(2 * np.pi * w * along + p) for w, p in zip((1.3, 3.1), phase, strict=True)
-        )
+        swing = np.sin(2 * np.pi * np.array([[1.3], [3.1]]) * along + phase[:, None]).sum(0)
         radius = pen.width * (1 + pen.pressure * 0.5 * swing) * height * zoom / 2
         at = path * height * zoom + np.array(centre) * zoom
         for (x, y), r in zip(at, np.maximum(radius, 0.5), strict=True):
@@ -257,10 +213,8 @@ def look_at(sheet, size, tilt, turn, rng):
     corners = np.array([(0, 0), (width, 0), (width, height), (0, height)], float)
     pull = np.array([(-1, 0), (1, 0), (-0.2, 0), (0.2, 0)]) * tilt * width / 2
     pull = pull if rng.uniform() < 0.5 else pull[[3, 2, 1, 0]] * (-1, 1)
-    angle = np.radians(turn)
-    rotate = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     middle = np.array([width / 2, height / 2])
-    source = (corners + pull - middle) @ rotate + middle + margin
+    source = (corners + pull - middle) @ rotation(turn) + middle + margin
     rows, values = [], []
     for (x, y), (u, v) in zip(corners, source, strict=True):
         rows += [[x, y, 1, 0, 0, 0, -u * x, -u * y], [0, 0, 0, x, y, 1, -v * x, -v * y]]
@@ -285,19 +239,17 @@ def daylight(scene, rng):
 
 
 def draw_picture(scene, pen=None):
-    """The picture of one scene, a Pillow image. The same scene gives the same picture.
-
-    `pen` may stand in for the scene's own.
-    """
+    """The picture of one scene, always the same; `pen` may stand in for the scene's own."""
     rng = np.random.RandomState(scene.seed)
     width, height = scene.size
     pen = pen or PENS[scene.pen]
-    strokes = write(scene.character, rng, scene.slant, scene.turn if scene.mode == "RGBA" else 0)
-    room = 1.0 if scene.mode == "RGBA" else 1.4  # the page reaches beyond the frame
+    flat = scene.mode == "RGBA"  # a drawing: no page, no camera
+    strokes = write(scene.name.removeprefix("lower_")[0], rng, scene.slant, scene.turn * flat)
+    room = 1.0 if flat else 1.4  # the page reaches beyond the frame
     shape = (round(height * room), round(width * room))
     centre = (np.array(scene.centre) - 0.5) * scene.size + (shape[1] / 2, shape[0] / 2)
     ink = ink_layer(strokes, pen, shape, scene.height * height, centre, rng)
-    if scene.mode == "RGBA":
+    if flat:
         colour = np.broadcast_to(np.array(pen.colour, np.uint8), (*shape, 3))
         return Image.fromarray(np.dstack([colour, np.round(ink * 255).astype(np.uint8)]))
     sheet = page(scene, shape, rng)
@@ -311,18 +263,13 @@ def draw_picture(scene, pen=None):
     return picture.convert(scene.mode)
 
 
-def main(folder=FOLDER):
-    """Write every picture into `folder` and say how large they are together."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    total = 0
+def main():
+    """Rewrite every picture."""
     for scene in SCENES:
-        path = folder / scene.name
+        path = FOLDER / scene.name
         options = {"quality": scene.quality} if path.suffix == ".jpg" else {"optimize": True}
         draw_picture(scene).save(path, **options)
-        total += path.stat().st_size
-    print(f"{len(SCENES)} pictures in {folder}, {total / 1e6:.2f} MB")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:2])
+    main()

@@ -2,8 +2,6 @@
 
 with Nursery("test_survival") as nursery:
     child = nursery.start("job", {"NAME": "value"}, argument=3)
-    child.kill()
-    child.wait()        its exit code, as `subprocess` gives it; what it printed is in child.output
 
 One process loads the notebook, which takes seconds, and forks a child for each job before anything
 is computed. A job is a function `job(nb, argument=3)` of the module named.
@@ -20,11 +18,9 @@ import time
 import traceback
 from pathlib import Path
 
-PATIENCE = 300  # seconds that a child may take
-
 
 class Child:
-    """A forked process; `pid`, `output` and, once it has ended, `code`, and `result` if it is 0."""
+    """A forked process; `output` is what it has printed, `result` what its job returned."""
 
     def __init__(self, nursery, pid, folder):
         self.nursery, self.pid, self.folder, self.code = nursery, pid, folder, None
@@ -35,7 +31,6 @@ class Child:
 
     @property
     def result(self):
-        """What the job returned."""
         assert self.wait() == 0, f"exit code {self.code}\n{self.output}"
         return json.loads((self.folder / "result").read_text())
 
@@ -45,17 +40,15 @@ class Child:
         return self.code is None
 
     def kill(self):
-        """Kill it as `kill -9` does, if it is still running."""
         if self.running():
             os.kill(self.pid, signal.SIGKILL)
         return self.wait()
 
-    def wait(self):
-        end = time.monotonic() + PATIENCE
+    def wait(self, seconds=300):
+        """Return its exit code, as `subprocess` gives it."""
+        end = time.monotonic() + seconds
         while self.running():
-            if time.monotonic() > end:
-                os.kill(self.pid, signal.SIGKILL)
-                raise TimeoutError(f"not over after {PATIENCE} s\n{self.output}")
+            assert time.monotonic() < end, f"not over after {seconds} s\n{self.output}"
             time.sleep(0.02)
         return self.code
 
@@ -65,10 +58,9 @@ class Nursery:
 
     def __init__(self, module, **environment):
         self.children, self.folder = [], tempfile.TemporaryDirectory()
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, module], env={**os.environ, **environment}, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        )  # fmt: skip
+        streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        command, environment = [sys.executable, __file__, module], {**os.environ, **environment}
+        self.process = subprocess.Popen(command, env=environment, **streams)
 
     def ask(self, order):
         print(json.dumps(order), file=self.process.stdin, flush=True)
@@ -87,23 +79,17 @@ class Nursery:
         return self
 
     def __exit__(self, *_):
-        try:
+        with self.folder, self.process:  # which close and remove what is theirs
             for child in self.children:
                 child.kill()
-        finally:
-            self.process.stdin.close()
-            self.process.wait(30)
-            self.process.stdout.close()
-            self.folder.cleanup()
 
 
 def work(nb, module, order):
     """Do one job in the forked child, which ends here."""
     code, folder = 1, Path(order["folder"])
     output = os.open(folder / "output", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for number in (1, 2):
-        os.dup2(output, number)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
     try:
         os.environ.update(order["environment"])
         result = getattr(module, order["job"])(nb, **order["arguments"])
@@ -118,8 +104,9 @@ def work(nb, module, order):
         os._exit(code)
 
 
-def serve():
-    """Fork for every order on standard input; tell process ids and exit codes."""
+if __name__ == "__main__":  # fork for every order that comes in; tell process ids and exit codes
+    from conftest import load_notebook
+
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     nb, module = load_notebook(), importlib.import_module(sys.argv[1])
@@ -128,14 +115,6 @@ def serve():
         if "poll" in order:
             pid, status = os.waitpid(order["poll"], os.WNOHANG)
             answer = os.waitstatus_to_exitcode(status) if pid else None
-        else:
-            answer = os.fork()
-            if not answer:
-                work(nb, module, order)
+        elif not (answer := os.fork()):
+            work(nb, module, order)
         print(json.dumps(answer), file=answers, flush=True)
-
-
-if __name__ == "__main__":
-    from conftest import load_notebook
-
-    serve()

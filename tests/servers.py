@@ -28,20 +28,13 @@ class Server:
 
     def __init__(self, replies=()):
         self.replies, self.ended = dict(replies), threading.Event()
-        self.requests, self.paths = [], []  # (path, Range header) asked for, and path alone
+        self.paths, self.ranges = [], []  # asked for, and the Range headers
         self.sent = Counter()  # {path: bytes}
 
     def __enter__(self):
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self):
-                server.answer(self)
-
-            def log_message(self, *_):
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        does = {"do_GET": lambda handler: self.answer(handler), "log_message": lambda *_: None}
+        handler = type("Handler", (BaseHTTPRequestHandler,), does)
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.http.daemon_threads, self.http.block_on_close = True, False
         self.http.handle_error = lambda *_: None  # clients that hang up are part of the plan
         self.url = f"http://127.0.0.1:{self.http.server_port}/"
@@ -55,8 +48,8 @@ class Server:
 
     def answer(self, handler):
         path, wanted = handler.path.lstrip("/"), handler.headers.get("Range")
-        self.requests.append((path, wanted))
         self.paths.append(path)
+        self.ranges.append(wanted)
         reply = self.replies.get(path, Reply(b"<html><h1>Not Found</h1></html>", status=404))
         reply = reply if isinstance(reply, Reply) else Reply(reply)
         if reply.stall:

@@ -1,20 +1,20 @@
 """Several devices that train as one, and a search that a chief and workers share."""
 
+import contextlib
 import json
 import os
 import socket
 import time
 from collections import Counter
-from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
 import pytest
 from conftest import TINY, untimed
+from keras_tuner.src.distribute import oracle_chief
 from processes import Nursery
 from test_survival import lines, loaded_weights, made_up_trials, note, settle
-
-LOOPBACK = "127.0.0.1"
 
 
 @pytest.fixture(scope="module")
@@ -30,97 +30,69 @@ def nursery():
         yield nursery
 
 
-# ------------------------------------------------------------------------ several devices
-
-
-def train(nb, folder, batch=46, stop=None):
+def train(nb, folder, stop=None):
     """The job: train a small network, in two parts if `stop`, and publish it."""
     settle(nb, folder)
     made_from = nb.provenance("custom", {**TINY, "dropout": 0.0}, 0.02, False, 3)
-    made_from["batch"] = batch
-    path, begin = nb.RUN / "run.weights.h5", nb.Checkpoint.on_epoch_begin
+    path = nb.RUN / "run.weights.h5"
 
-    def on_epoch_begin(self, epoch, logs=None):
-        if epoch == stop:
+    def on_train_batch_begin(self, batch, logs=None):
+        if len(self.history) == stop:
             raise KeyboardInterrupt
-        begin(self, epoch, logs)
 
-    if stop:
-        nb.Checkpoint.on_epoch_begin = on_epoch_begin
-        try:
-            nb.run(made_from, path)
-        except KeyboardInterrupt:
-            nb.Checkpoint.on_epoch_begin = begin
-    try:
-        net, history = nb.run(made_from, path)
-    except ValueError as error:
-        return str(error)
+    nb.Checkpoint.on_train_batch_begin = on_train_batch_begin
+    with pytest.raises(KeyboardInterrupt) if stop else contextlib.nullcontext():
+        nb.run(made_from, path)
+    del nb.Checkpoint.on_train_batch_begin
+    net, history = nb.run(made_from, path)
     nb.publish("custom_without_da", net, made_from, history)
     device_set = net.trainable_variables[0].value.sharding.device_set
     return {"devices": len(device_set), "history": untimed(history)}
 
 
-def on_devices(count):
-    return {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
-
-
 def test_two_devices_train_as_one(jax, tmp_path):
     """The same losses as on one device; an interrupted run ends with the same weights."""
-    folders = {name: tmp_path / name for name in ("one", "two", "parts")}
-    arguments = {"one": (1, None), "two": (2, None), "parts": (2, 2)}
-    one, two, parts = (
-        jax.start("train", on_devices(count), folder=str(folders[name]), stop=stop).result
-        for name, (count, stop) in arguments.items()
-    )
+    outcomes = {}
+    for name, count, stop in (("one", 1, None), ("two", 2, None), ("parts", 2, 2)):
+        flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
+        outcomes[name] = jax.start("train", flags, folder=str(tmp_path / name), stop=stop).result
+    one, two, parts = outcomes.values()
     assert (one["devices"], two["devices"]) == (1, 2) and parts == two
     losses = [[epoch["loss"] for epoch in outcome["history"]] for outcome in (one, two)]
     np.testing.assert_allclose(*losses, rtol=1e-4)
     assert losses[0][2] < losses[0][0], "nothing is learnt"
-    weights = {name: loaded_weights(folder) for name, folder in folders.items()}
-    assert weights["two"] == weights["parts"] != {}
-    for (place, one), two in zip(weights["one"].items(), weights["two"].values(), strict=True):
-        one, two = (np.frombuffer(values, np.float16) for values in (one, two))
-        np.testing.assert_allclose(one, two, atol=5e-3, err_msg=str(place))
+    one, two, parts = (b"".join(loaded_weights(tmp_path / name).values()) for name in outcomes)
+    assert two == parts != b""
+    weights = (np.frombuffer(each, np.float16) for each in (one, two))
+    np.testing.assert_allclose(*weights, atol=5e-3)
 
 
-def test_batch_that_the_devices_cannot_share(jax, tmp_path):
-    text = jax.start("train", on_devices(2), folder=str(tmp_path), batch=47).result
-    assert text == "expected a batch that 2 devices divide; found 47"
-
-
-def test_tensorflow_uses_one_of_several_cards(small, monkeypatch):
-    """Nothing is distributed there, so any batch will do."""
-    if keras.backend.backend() != "tensorflow":
-        pytest.skip("of TensorFlow")
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="of TensorFlow")
+def test_tensorflow_uses_one_of_several_cards(nb, monkeypatch):
     monkeypatch.setattr(keras.distribution, "list_devices", lambda: ["cpu:0", "gpu:0", "gpu:1"])
-    monkeypatch.setattr(small, "precision", lambda architecture: "float32")
-    assert small.accelerators() == ["gpu:0", "gpu:1"]
-    with small.fresh_start("float32", 1):
+    assert nb.accelerators() == ["gpu:0", "gpu:1"]
+    with nb.fresh_start(1):
         assert keras.distribution.distribution() is None
-    _, history = small.run({**small.provenance("softmax", {}, 0.01, False, 1), "batch": 47})
-    assert len(history) == 1
 
 
-# ------------------------------------------------------------------------ several processes
+def begun(log):
+    """Return [process, what it began] for every line of the log."""
+    return [line.split(" ", 1) for line in lines(log)]
 
 
 def share_search(nb, folder, log, hang=False):
     """The job of chief and workers: the search; each notes what it tries and that it goes on."""
     settle(nb, folder)
-    me = os.environ["KERASTUNER_TUNER_ID"]
     made_up_trials(nb)
     nb.BUDGET["search"] = {**nb.BUDGET["search"], "trials": 6}
-    from keras_tuner.src.distribute import oracle_chief
-
+    me, try_out = os.environ["KERASTUNER_TUNER_ID"], nb.try_out
     if me == "chief":  # which looks every 20 seconds whether its workers have ended
-        oracle_chief.time = type("Hasty", (), {"sleep": lambda seconds: time.sleep(0.2)})
-    try_out, begun = nb.try_out, []
+        oracle_chief.time = SimpleNamespace(sleep=lambda seconds: time.sleep(0.2))
 
     def noting(made_from):
-        begun.append(1)
         network, rate = made_from["network"], made_from["learning_rate"]
         note(log, f"{me} {network['widths'][0]}/{network['dropout']}/{rate}")
-        while hang and len(begun) == 2:
+        while hang and [name for name, _ in begun(log)].count(me) == 2:
             time.sleep(0.1)
         time.sleep(0.5)
         return try_out(made_from)
@@ -133,49 +105,42 @@ def share_search(nb, folder, log, hang=False):
 
 @pytest.fixture
 def together(nursery, tmp_path):
-    """A function that starts the search under a name; its log."""
+    """A function that starts the search under a name, with its log in the file `log`."""
     with socket.socket() as place:
-        place.bind((LOOPBACK, 0))
-        port = str(place.getsockname()[1])
+        place.bind(("127.0.0.1", 0))
+        address, port = place.getsockname()
 
     def start(name, **arguments):
-        names = {"TUNER_ID": name, "ORACLE_IP": LOOPBACK, "ORACLE_PORT": port}
+        names = {"TUNER_ID": name, "ORACLE_IP": address, "ORACLE_PORT": str(port)}
         environment = {f"KERASTUNER_{key}": value for key, value in names.items()}
-        folder, log = str(tmp_path / "search"), str(start.log)
-        return nursery.start("share_search", environment, folder=folder, log=log, **arguments)
+        arguments |= {"folder": str(tmp_path / "search"), "log": str(tmp_path / "log")}
+        return nursery.start("share_search", environment, **arguments)
 
-    start.log = tmp_path / "log"
     return start
-
-
-def begun(log):
-    return [line.split(" ", 1) for line in lines(log)]
 
 
 def test_chief_and_workers(together, tmp_path):
     """One worker comes before the chief, the other after it; both work, and none twice."""
-    first, chief = together("worker0"), together("chief")
-    second = together("worker1")
+    first, chief, second = map(together, ("worker0", "chief", "worker1"))
     assert len(set(chief.result)) == 6
     assert first.wait() == second.wait() == 0, first.output + second.output
-    ran = begun(together.log)
+    ran = begun(tmp_path / "log")
     assert ran.pop() == ["chief", "goes on"]
-    assert len(ran) == len({trial for _, trial in ran}) == 6 and "goes on" not in dict(ran).values()
+    assert len(ran) == len({trial for _, trial in ran}) == 6
     assert {name for name, _ in ran} == {"worker0", "worker1"}, "one of them was idle"
-    record = json.loads(next(Path(tmp_path).rglob("search.json")).read_text())
-    assert len(record["trials"]) == 6
+    assert len(json.loads(next(tmp_path.rglob("search.json")).read_text())["trials"]) == 6
 
 
-def test_worker_that_is_killed_and_comes_back(together):
+def test_worker_that_is_killed_and_comes_back(together, tmp_path):
     """Under its name it takes its trial up again."""
-    chief, first = together("chief"), together("worker0")
-    second, end = together("worker1", hang=True), time.monotonic() + 120
-    while [name for name, _ in begun(together.log)].count("worker1") < 2:
-        assert time.monotonic() < end, f"worker1 gets no second trial: {begun(together.log)}"
+    chief, first, second = together("chief"), together("worker0"), together("worker1", hang=True)
+    log, end, tried = tmp_path / "log", time.monotonic() + 120, []
+    while len(tried) < 2:
+        assert time.monotonic() < end, f"worker1 gets no second trial: {begun(log)}"
         time.sleep(0.05)
-    _, killed = [line for line in begun(together.log) if line[0] == "worker1"][-1]
+        tried = [trial for name, trial in begun(log) if name == "worker1"]
     second.kill()
     second = together("worker1")
     assert len(set(chief.result)) == 6 and first.wait() == second.wait() == 0
-    counts = Counter(trial for _, trial in begun(together.log)[:-1])
-    assert counts.pop(killed) == 2 and set(counts.values()) == {1} and len(counts) == 5
+    counts = Counter(trial for _, trial in begun(log)[:-1])
+    assert counts.pop(tried[1]) == 2 and set(counts.values()) == {1} and len(counts) == 5

@@ -1,7 +1,7 @@
 """The networks, what they cost, and how trained ones are published."""
 
-import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -45,14 +45,15 @@ def networks(nb):
     return {name: nb.make_model(name) for name in nb.MAKERS}
 
 
-def batch(count, seed=0):
+def batch(count):
     """Return float32 images (count, 28, 28, 1) of 0 to 255."""
-    return np.random.RandomState(seed).randint(0, 256, (count, 28, 28, 1)).astype("float32")
+    return np.random.RandomState(0).randint(0, 256, (count, 28, 28, 1)).astype("float32")
 
 
 @pytest.mark.parametrize("name", ("custom", *PARAMETERS))
-def test_contract(nb, networks, name):
-    """Images of 0 to 255 to 47 probabilities; rescaling is inside, and nothing reads around it."""
+def test_contract(networks, name):
+    """Images of 0 to 255 to 47 probabilities; rescaling is inside, and nothing reads around it. The
+    architecture names nothing but Keras's own layers, in no dtype but float32."""
     model = networks[name]
     assert model.count_params() == PARAMETERS.get(name, by_hand((32, 48, 128), (1, 2, 2))[0])
     assert (model.input_shape, model.output_shape) == ((None, 28, 28, 1), (None, 47))
@@ -63,42 +64,22 @@ def test_contract(nb, networks, name):
     np.testing.assert_allclose(inside(batch(2)), batch(2) / 255, rtol=1e-6)
     readers = {node.operation.name for node in model.get_layer("image")._outbound_nodes}
     assert readers & {layer.name for layer in model.layers} == {"rescaling"}
-    momenta = {
-        part.momentum for part in model.layers if isinstance(part, layers.BatchNormalization)
-    }
+    momenta = {layer.momentum for layer in model.layers if hasattr(layer, "momentum")}
     assert momenta == (set() if name in ("softmax", "lenet5") else {0.99})
     kinds = {variable.path.split("/")[-1] for variable in model.trainable_variables}
     assert kinds <= {"kernel", "bias", "gamma", "beta"}, "unknown to the weight decay"
-
-
-@pytest.mark.parametrize("name", ("custom", "resnet50v2", "mobilenetv2"))
-def test_plain_keras(networks, name):
-    """The architecture names nothing but Keras's own layers, in no dtype but float32."""
-
-    def parts(config):
-        if isinstance(config, (dict, list)):
-            yield config
-            for value in config.values() if isinstance(config, dict) else config:
-                yield from parts(value)
-
-    found = [part for part in parts(json.loads(networks[name].to_json())) if "module" in part]
-    assert len(found) > 20
-    assert not [part for part in found if part.get("registered_name") not in (None, "Functional")]
-    assert {part["module"].split(".")[0] for part in found if part["module"]} == {"keras"}
-    policies = [part["config"]["name"] for part in found if part["class_name"] == "DTypePolicy"]
+    text = model.to_json()
+    assert set(re.findall(r'"module": "(\w+)', text)) == {"keras"}
+    assert set(re.findall(r'"registered_name": "?([^,"}]+)', text)) == {"null", "Functional"}
+    policies = re.findall(r'"class_name": "DTypePolicy", "config": {"name": "(\w+)"', text)
     assert set(policies) == {"float32"}
 
 
 def test_softmax_regression_by_hand(networks):
     kernel, bias = networks["softmax"].get_weights()
-    logits = batch(4).reshape(4, 784) / 255 @ kernel + bias
-    expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    shares = np.exp(batch(4).reshape(4, 784) / 255 @ kernel + bias)
+    expected = shares / shares.sum(1, keepdims=True)
     np.testing.assert_allclose(networks["softmax"](batch(4)), expected, rtol=1e-4)
-
-
-def test_unknown_network(nb):
-    with pytest.raises(KeyError, match="vgg"):
-        nb.make_model("vgg")
 
 
 @pytest.mark.parametrize("stride", (1, 2))
@@ -119,76 +100,60 @@ def test_custom_network(nb, stride, dense, depths):
     assert ("Flatten" in kinds) == bool(dense) == ("GlobalAveragePooling2D" not in kinds)
     assert [layer.name for layer in model.layers[-3:]] == ["dropout", "logits", "probabilities"]
     assert model.get_layer("dropout").rate == 0.25
-
-
-def test_shortcut_adds_what_went_in(nb):
-    model = nb.make_custom(widths=(3, 4, 5), depths=(2, 1, 1))
-    ends = ("stage1_1_relu", "stage1_2_relu", "stage1_2_add")
-    values = keras.Model(model.input, [model.get_layer(name).output for name in ends])(batch(2))
-    np.testing.assert_allclose(values[0] + values[1], values[2], rtol=1e-6)
+    if depths[0] == 2:
+        ends = [f"stage1_{name}" for name in ("1_relu", "2_relu", "2_add")]
+        inside = keras.Model(model.input, [model.get_layer(name).output for name in ends])
+        before, branch, after = inside(batch(2))
+        np.testing.assert_allclose(before + branch, after, rtol=1e-6)
 
 
 # multiply-adds by hand: kernel size x output positions (input positions where transposed)
 OPERATIONS = {
-    "convolution": (lambda: layers.Conv2D(4, 3, padding="same"), 9 * 1 * 4 * 28 * 28),
-    "without padding": (lambda: layers.Conv2D(4, 3), 9 * 1 * 4 * 26 * 26),
-    "strided": (lambda: layers.Conv2D(4, 3, strides=2, padding="same"), 9 * 1 * 4 * 14 * 14),
-    "oblong": (lambda: layers.Conv2D(2, (1, 5), strides=(2, 1)), 5 * 1 * 2 * 14 * 24),
-    "depthwise": (lambda: layers.DepthwiseConv2D(3, 2, depth_multiplier=2), 9 * 1 * 2 * 13 * 13),
-    "transposed": (lambda: layers.Conv2DTranspose(3, 4, strides=4), 16 * 1 * 3 * 28 * 28),
-    "dense": (lambda: keras.Sequential([layers.Flatten()]), 784 * 10),
-    "not counted": (lambda: layers.BatchNormalization(), 0),
+    "convolution": (layers.Conv2D(4, 3, padding="same"), 9 * 1 * 4 * 28 * 28),
+    "without padding": (layers.Conv2D(4, 3), 9 * 1 * 4 * 26 * 26),
+    "strided": (layers.Conv2D(4, 3, strides=2, padding="same"), 9 * 1 * 4 * 14 * 14),
+    "oblong": (layers.Conv2D(2, (1, 5), strides=(2, 1)), 5 * 1 * 2 * 14 * 24),
+    "depthwise": (layers.DepthwiseConv2D(3, 2, depth_multiplier=2), 9 * 1 * 2 * 13 * 13),
+    "transposed": (layers.Conv2DTranspose(3, 4, strides=4), 16 * 1 * 3 * 28 * 28),
+    "dense, nested": (keras.Sequential([layers.Flatten(), layers.Dense(10)]), 784 * 10),
+    "not counted": (layers.BatchNormalization(), 0),
 }
 
 
 @pytest.mark.parametrize("kind", OPERATIONS)
 def test_mflops_of_one_layer(nb, kind):
     layer, multiply_adds = OPERATIONS[kind]
-    model = keras.Sequential([keras.Input((28, 28, 1)), layer()])
-    if kind == "dense":
-        model.add(layers.Dense(10))
+    model = keras.Sequential([keras.Input((28, 28, 1)), layer])
     assert nb.count_mflops(model) == pytest.approx(2 * multiply_adds / 1e6, rel=1e-12)
 
 
 def test_mflops_of_the_networks(nb, networks):
-    found = {
-        name: round(nb.count_mflops(networks[name]), 1) for name in ("resnet50v2", "mobilenetv2")
-    }
-    assert found == {"resnet50v2": 503.3, "mobilenetv2": 162.0}
-    # Sandler et al. 2018, arXiv:1801.04381, table 4: 300 M multiply-adds at 224 px
+    """Sandler et al. 2018, arXiv:1801.04381, table 4: 300 M multiply-adds at 224 px."""
+    found = [round(nb.count_mflops(networks[name]), 1) for name in ("resnet50v2", "mobilenetv2")]
+    assert found == [503.3, 162.0]
     photographs = keras.applications.MobileNetV2(weights=None)
     assert nb.count_mflops(photographs) / 2 == pytest.approx(300, rel=0.01)
 
 
-def test_initial_weights_depend_on_the_seed_alone(nb):
-    def made(policy, seed, before):
-        np.random.seed(before)
+def test_fresh_start(nb):
+    """Initial weights depend on the seed alone; an error, too, puts the dtype policy back."""
+
+    def made(seed, before):
         keras.utils.set_random_seed(before)
         for _ in range(before):
             nb.make_model("lenet5")
-        with nb.fresh_start(policy, seed):
-            net = nb.make_model("lenet5")
-        assert net.get_layer("logits").dtype_policy.name == policy
-        assert net.output.dtype == "float32"
-        return arrays(net)
+        with nb.fresh_start(seed):
+            return arrays(nb.make_model("lenet5"))
 
-    first = made("float32", 3, 0)
-    assert first == made("float32", 3, 2) == made("mixed_bfloat16", 3, 1)
-    assert first != made("float32", 4, 0)
-
-
-def test_policy_is_put_back(nb):
+    assert made(3, 0) == made(3, 2) != made(4, 0)
     keras.config.set_dtype_policy("mixed_float16")
     try:
-        with pytest.raises(OSError, match="bad luck"), nb.fresh_start("mixed_bfloat16", 1):
-            assert keras.config.dtype_policy().name == "mixed_bfloat16"
+        with pytest.raises(OSError, match="bad luck"), nb.fresh_start(1, "float16"):
+            assert keras.config.dtype_policy().name == "float16"
             raise OSError("bad luck")
         assert keras.config.dtype_policy().name == "mixed_float16"
     finally:
         keras.config.set_dtype_policy("float32")
-
-
-# ----------------------------------------------------------------------------- publishing
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +168,7 @@ def trained(nb, tmp_path_factory):
 
 
 def publish(nb, trained, key="custom_with_da"):
-    """Publish the trained network as `key`; return its entry and its files as arrays."""
+    """Publish the trained network as `key`; return its entry in the histories."""
     nb.publish(key, *trained)
     return nb.read_json(nb.PUBLISH / "histories.json")[key]
 
@@ -215,10 +180,6 @@ def loaded(folder, files):
     model = keras.models.model_from_json((folder / files[0]).read_text())
     model.load_weights(folder / files[1])
     return model
-
-
-def likelihood(probabilities, labels):
-    return np.log(probabilities[np.arange(len(labels)), labels]).mean()
 
 
 def test_published_model(small, trained):
@@ -233,38 +194,27 @@ def test_published_model(small, trained):
     assert {weight.dtype for weight in model.weights} == {"float32"}
     before, after = small.predict(net, images), small.predict(model, images)
     sharpened = before ** (1 / entry["temperature"])
-    np.testing.assert_allclose(after, sharpened / sharpened.sum(1, keepdims=True), atol=5e-3)
-    assert (before.argmax(1) == after.argmax(1)).mean() > 0.95  # float16, and bfloat16 before it
-    assert entry["temperature"] != 1 and likelihood(after, labels) > likelihood(before, labels)
-    recall = small.class_weights(labels)[after.argmax(1) == labels].sum() / len(labels)
-    assert entry["validation_recall"] == pytest.approx(recall, abs=0.03)
+    np.testing.assert_allclose(after, sharpened / sharpened.sum(1, keepdims=True), rtol=0.02)
+    assert (before.argmax(1) == after.argmax(1)).mean() > 0.95  # float16 rounds
+    assert entry["temperature"] != 1
+    assert small.score(after, labels)["nll"] < small.score(before, labels)["nll"]
+    recall = small.class_weights(labels)[before.argmax(1) == labels].sum() / len(labels)
+    assert entry["validation_recall"] == pytest.approx(recall, abs=1e-5)
     assert (entry["made_from"], entry["history"]) == (made_from, history)
     assert entry["seconds"] == round(sum(epoch["seconds"] for epoch in history))
-    assert entry["versions"] == small.versions
-    assert entry["hardware"] == small.hardware() != ""
+    assert (entry["versions"], entry["hardware"]) == (small.versions, small.hardware())
 
 
-def test_reference_is_weights_alone(small, trained):
-    assert publish(small, trained, "custom_with_da_seed7851")["files"] == [
-        "references/custom_with_da_seed7851.weights.h5"
-    ]
+def test_references_and_sums(small, trained):
+    """Of a further seed the weights alone are published; the sums list every file."""
+    reference = "references/custom_with_da_seed7851.weights.h5"
+    assert publish(small, trained, "custom_with_da_seed7851")["files"] == [reference]
     assert not (small.PUBLISH / "custom_arch.json").exists()
-    net = small.make_model("custom", **TINY)
-    net.load_weights(small.PUBLISH / "references/custom_with_da_seed7851.weights.h5")
-
-
-def test_sums_list_every_file(small, trained):
-    publish(small, trained)
-    publish(small, trained, "custom_without_da")
+    small.make_model("custom", **TINY).load_weights(small.PUBLISH / reference)
     (small.PUBLISH / ".half.json").write_text("what a kill left")
-    small.publish("custom_with_da_seed7851", *trained)
-    lines = [line.split("  ") for line in (small.PUBLISH / "SHA256SUMS").read_text().splitlines()]
-    names = "custom_arch.json custom_with_da.weights.h5 custom_without_da.weights.h5 histories.json"
-    assert [name for _, name in lines] == [
-        *names.split(),
-        "references/custom_with_da_seed7851.weights.h5",
-    ]
-    assert all(small.sha256(small.PUBLISH / name) == digest for digest, name in lines)
+    names = [*publish(small, trained)["files"], "histories.json", reference]
+    lines = (small.PUBLISH / "SHA256SUMS").read_text().splitlines()
+    assert lines == [f"{small.sha256(small.PUBLISH / name)}  {name}" for name in names]
     assert small.write_sums(small.PUBLISH) == small.sha256(small.PUBLISH / "SHA256SUMS")
 
 
@@ -283,23 +233,17 @@ assert keras.backend.backend() == sys.argv[2] and "notebook" not in sys.modules
 """
 
 
-def enlarging(nb):
-    """Return a stand-in for MobileNetV2: a transposed, a depthwise and a 1 x 1 convolution."""
-    inputs, x = nb.unit_input()
-    x = layers.Conv2DTranspose(3, 2, strides=2)(x)
-    x = layers.BatchNormalization()(layers.DepthwiseConv2D(3, strides=2, use_bias=False)(x))
-    x = layers.GlobalAveragePooling2D()(layers.ReLU(6.0)(layers.Conv2D(8, 1)(x)))
-    return nb.classifier(inputs, x, "mobilenetv2")
-
-
 @pytest.mark.parametrize("backend", ("tensorflow", "jax"))
 def test_loads_anywhere(small, trained, monkeypatch, backend):
-    """In a process that has no notebook, on either backend, both kinds of published models."""
+    """In a process that has no notebook, on either backend, both kinds of published models; what is
+    published whole is not rounded."""
     pytest.importorskip(backend)
-    monkeypatch.setitem(small.MAKERS, "mobilenetv2", lambda: enlarging(small))
+    monkeypatch.setitem(small.MAKERS, "mobilenetv2", small.make_lenet5)
     whole = small.make_model("mobilenetv2")
     made_from = {**trained[1], "architecture": "mobilenetv2", "network": {}}
-    small.publish("mobilenetv2_with_da", whole, made_from, trained[2])
+    key, net = "mobilenetv2_with_da", (whole, made_from, trained[2])
+    assert publish(small, net, key)["files"] == [f"{key}.keras"]
+    assert arrays(loaded(small.PUBLISH, [f"{key}.keras"]))[:-2] == arrays(whole)[:-2]
     publish(small, trained)
     np.save("images.npy", batch(5))
     environment = {**os.environ, "KERAS_BACKEND": backend, "JAX_PLATFORMS": "cpu"}
@@ -310,22 +254,10 @@ def test_loads_anywhere(small, trained, monkeypatch, backend):
         np.testing.assert_allclose(np.load(f"{key}.npy"), expected, atol=1e-4, err_msg=key)
 
 
-def test_whole_model_is_not_rounded(small, monkeypatch):
-    monkeypatch.setitem(small.MAKERS, "mobilenetv2", small.make_softmax)
-    net = small.make_model("mobilenetv2")
-    made_from = {"architecture": "mobilenetv2", "network": {}}
-    files = small.write_model(net, "mobilenetv2_with_da", made_from)
-    assert files == ["mobilenetv2_with_da.keras"]
-    assert arrays(loaded(small.PUBLISH, files)) == arrays(net)
-
-
-REFUSED = [("custom", np.nan), ("custom", np.inf), ("custom", 1e6)]
-REFUSED += [("mobilenetv2", np.nan)]
-
-
-@pytest.mark.parametrize("name, value", REFUSED)
+@pytest.mark.parametrize("name", ("custom", "mobilenetv2"))
+@pytest.mark.parametrize("value", (np.nan, -1e6))
 def test_weights_that_cannot_be_published(small, monkeypatch, name, value):
-    """Not a number, or too large for float16 (which MobileNetV2's file, in float32, may hold)."""
+    """Not a number, or too large for float16."""
     monkeypatch.setitem(small.MAKERS, name, small.make_softmax)
     net = small.make_model(name)
     kernel, bias = net.get_weights()
@@ -334,15 +266,13 @@ def test_weights_that_cannot_be_published(small, monkeypatch, name, value):
     made_from = small.provenance(name, {}, 0.1, True, 1)
     with pytest.raises(ValueError, match=f"{name}_with_da: expected weights"):
         small.publish(f"{name}_with_da", net, made_from, [{"seconds": 1}])
-    assert not small.is_published(f"{name}_with_da", made_from)
     assert not [path for path in Path().rglob("*") if path.is_file()]
 
 
-def test_is_published(small, trained, monkeypatch):
+def test_is_published(small, trained):
     made_from = trained[1]
     assert not small.is_published("custom_with_da", made_from)
     files = publish(small, trained)["files"]
-    assert small.is_published("custom_with_da", made_from)
     assert small.is_published("custom_with_da", {**made_from, "policy": "another"})
     assert not small.is_published("custom_without_da", made_from)
     for key in made_from.keys() - {"policy"}:
@@ -351,84 +281,60 @@ def test_is_published(small, trained, monkeypatch):
     assert not small.is_published("custom_with_da", made_from)
 
 
-def test_temperature_against_a_grid(nb):
+@pytest.mark.parametrize("sharpness", (0.7, 1, 2.5))
+def test_temperature_against_a_grid(nb, sharpness):
+    """Each class weighs the same, however many images it has."""
     random = np.random.RandomState(0)
     labels = np.minimum(random.geometric(0.1, 2000) - 1, 46)
-    logits = random.normal(size=(2000, 47)) + 3 * np.eye(47)[labels]
-    weights = nb.class_weights(labels)
-    for sharpness in (0.7, 1, 2.5):
-        shares = np.exp(sharpness * logits)
-        probabilities = (shares / shares.sum(1, keepdims=True)).astype(np.float32)
-        grid, losses = np.linspace(0.25, 4, 751), []
-        for temperature in grid:
-            scaled = probabilities.astype(float) ** (1 / temperature)
-            scaled /= scaled.sum(1, keepdims=True)
-            losses.append(-np.average(np.log(scaled[np.arange(2000), labels]), weights=weights))
-        assert nb.fit_temperature(probabilities, labels) == pytest.approx(
-            grid[np.argmin(losses)], abs=0.01
-        )
+    shares = np.exp(sharpness * (random.normal(size=(2000, 47)) + 3 * np.eye(47)[labels]))
+    probabilities = (shares / shares.sum(1, keepdims=True)).astype(np.float32)
+
+    def loss(temperature):
+        scaled = probabilities.astype(float) ** (1 / temperature)
+        true = scaled[np.arange(2000), labels] / scaled.sum(1)
+        return -np.average(np.log(true), weights=nb.class_weights(labels))
+
+    best = min(np.linspace(0.25, 4, 751), key=loss)
+    assert nb.fit_temperature(probabilities, labels) == pytest.approx(best, abs=0.01)
 
 
 def test_temperature_is_bounded(nb):
     right = np.eye(47, dtype=np.float32)
-    assert nb.fit_temperature(0.9 * right + 0.1 / 47, np.arange(47)) == pytest.approx(
-        0.25, abs=0.01
-    )
-    assert nb.fit_temperature(right[::-1], np.arange(47)) == pytest.approx(4, abs=0.01)
+    for bound, probabilities in ((0.25, 0.9 * right + 0.1 / 47), (4, right[::-1])):
+        found = nb.fit_temperature(probabilities, np.arange(47))
+        assert found == pytest.approx(bound, abs=0.01)
 
 
 def test_plan_of_a_full_run(nb, monkeypatch):
     monkeypatch.setattr(nb, "BUDGET", nb.FULL)
-    monkeypatch.setattr(nb, "precision", lambda architecture: "float32")
     assert nb.planned({}, {}) == {}
     assert nb.planned({}, {"lenet5": 0.1}).keys() == {"lenet5_with_da"}
-    plan = nb.planned({"custom": TINY}, {**nb.RATES, "custom": 0.01})
-    epochs = {key: made_from["epochs"] for key, made_from in plan.items()}
-    assert epochs == {
-        **dict.fromkeys(nb.MODELS, 6),
-        **dict.fromkeys(("custom_without_da", "custom_with_da"), 30),
-        "softmax_with_da": 10,
-        "lenet5_with_da": 16,
-        "mobilenetv2_56px_with_da": 6,
-        "custom_equal_epochs_without_da": 6,
-        "custom_equal_epochs_with_da": 6,
-        "custom_with_da_seed7851": 30,
-        "custom_with_da_seed7852": 30,
-    }
+    rates = {**nb.RATES, "custom": 0.01}
+    epochs = dict.fromkeys(nb.MODELS, 6)
+    epochs |= dict.fromkeys(("custom_without_da", "custom_with_da"), 30)
+    epochs |= {"softmax_with_da": 10, "lenet5_with_da": 16, "mobilenetv2_56px_with_da": 6}
+    epochs |= {"custom_equal_epochs_without_da": 6, "custom_equal_epochs_with_da": 6}
+    epochs |= {"custom_with_da_seed7851": 30, "custom_with_da_seed7852": 30}
+    plan = nb.planned({"custom": TINY}, rates)
+    assert {key: made_from["epochs"] for key, made_from in plan.items()} == epochs
     for key, made_from in plan.items():
-        name = made_from["architecture"]
-        assert (
-            key.startswith(name)
-            and made_from["learning_rate"] == (nb.RATES | {"custom": 0.01})[name]
-        )
-        assert made_from["augmentation"] == (None if "without_da" in key else nb.AUGMENTATION)
-        assert made_from["network"] == (TINY if name == "custom" else {})
-        assert made_from["seed"] == (int(key[-4:]) if "seed" in key else nb.SEED)
-        assert (made_from["images"], made_from["batch"]) == (None, 128)
-        assert (made_from["recipe"], made_from["data"]) == (nb.RECIPE, nb.DATA_DIGEST)
+        name = key.split("_with")[0].removesuffix("_equal_epochs")
+        seed = int(key[-4:]) if "seed" in key else nb.SEED
+        network, with_da = TINY if name == "custom" else {}, "without" not in key
+        expected = nb.provenance(name, network, rates[name], with_da, epochs[key], None, seed)
+        assert made_from == expected and made_from["batch"] == 128
 
 
 def test_everything_is_in_the_provenance(small, monkeypatch):
     """Whatever changes what a training computes makes another record of it."""
-
-    def record(**changes):
-        plain = {
-            "architecture": "custom",
-            "network": TINY,
-            "rate": 0.1,
-            "with_da": True,
-            "epochs": 2,
-        }
-        return small.provenance(**{**plain, **changes})
-
-    plain = record()
+    plain = {"architecture": "custom", "network": TINY, "rate": 0.1, "with_da": True, "epochs": 2}
+    record = small.provenance(**plain)
+    assert record == small.provenance(**plain | {"network": {**TINY, "widths": (4, 6, 8)}})
     changes = {"architecture": "lenet5", "network": {}, "rate": 0.2, "with_da": False, "epochs": 3}
     for key, value in {**changes, "images": 94, "seed": 1}.items():
-        assert record(**{key: value}) != plain, key
+        assert small.provenance(**plain | {key: value}) != record, key
     constants = {"VERSION": 0, "RECIPE": {}, "AUGMENTATION": {}, "DATA_DIGEST": {}}
-    constants |= {"BUDGET": {"batch": 1}, "precision": lambda name: f"{name}'s own"}
-    for name, value in constants.items():
+    for name, value in {**constants, "BUDGET": {"batch": 1}}.items():
         with monkeypatch.context() as patch:
             patch.setattr(small, name, value)
-            assert record() != plain, name
-    assert plain == json.loads(json.dumps(record(network={**TINY, "widths": (4, 6, 8)})))
+            assert small.provenance(**plain) != record, name
