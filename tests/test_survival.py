@@ -155,6 +155,8 @@ def test_loop_killed_at_random_moments(nursery, whole, tmp_path):
         saved, models = after, found
     assert (saved, models) == state(whole.folder)
     assert loaded_weights(folder) == loaded_weights(whole.folder) != {}
+    sums = PUBLISHED / "SHA256SUMS"
+    assert len(lines(folder / sums)) == len(lines(whole.folder / sums))
 
 
 def test_killed_in_every_write_of_publishing(nursery, whole, tmp_path):
