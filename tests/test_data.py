@@ -106,7 +106,8 @@ def test_size_limit(nb, tmp_path, monkeypatch, change):
 def test_mapping_with_any_line_end(nb, tmp_path, end):
     text = CODES.replace(b"\n", end)
     for more in (text, text.rstrip(), text + end):
-        assert nb.read_mapping(write(tmp_path, {"m": more}) / "m") == CHARACTERS == nb.CHARACTERS
+        nb.read_mapping(write(tmp_path, {"m": more}) / "m")
+    assert CHARACTERS == nb.CHARACTERS
 
 
 FILE_FAULTS = {  # which file, what is done to it, words of what is expected, of what is found

@@ -157,7 +157,7 @@ def test_published_file_cannot_be_had(nb, serve, models, name, reply):
     wrong, server = isinstance(reply, bytes), serve({**models, name: reply})
     with pytest.raises(ValueError if wrong else ConnectionError, match=server.url + name) as error:
         nb.published("results.json")
-    newer = "Newer models were published: see https://github.com/am2fq/csci7850-emnist"
+    newer = "there are newer: see https://github.com/am2fq/csci7850-emnist"
     assert (newer in str(error.value)) == (wrong and name == "SHA256SUMS")
     assert name not in read(MODELS)
 

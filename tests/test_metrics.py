@@ -23,6 +23,7 @@ KEYS = [f"{name}_{variant}" for name in ("custom", *BIG) for variant in ("withou
 KEYS.append("softmax_with_da")  # accuracies on both test sets, recall on validation:
 ACCURACIES = {key: (0.9 - n / 100, 0.88 - n / 50, 0.9 + n / 100) for n, key in enumerate(KEYS)}
 SPEEDS = {"custom": 9000.0, "resnet50v2": 600.0, "mobilenetv2": 1500.0, "softmax": 10.0}
+SPEEDS["mobilenetv2_56px"] = 4500.0
 GAPS = ((0.0075, 0.05), (0.0035, 0.0499), (0.02, 1e-6), (-0.023, 0.2), (0.01, 0.001), (0.11, 1e-9))
 BAD = (("custom", LAMBDA.to_json(), "arbitrary code"), ("mobilenetv2", "x", "zip file"))
 
@@ -154,6 +155,7 @@ def test_distorted_each_way(nb):
         assert variances == pytest.approx([(8**2 - 1) / 12 + sigma**2] * 2, rel=0.02)
     found = nb.distorted(np.full((400, 28, 28), 128, "uint8"), "noise, sigma", 20).astype(float)
     assert found.std() == pytest.approx(20, rel=0.02) and abs(found.mean() - 128) < 0.2
+    assert nb.distorted(np.full((1, 28, 28), 255, "uint8"), "noise, sigma", 20).min() > 128
 
 
 def test_measure_robustness(nb, monkeypatch):
@@ -214,7 +216,6 @@ def record(nb):
         name, variant, _ = nb.parsed(key)
         model = found["references" if name == "softmax" else "models"].setdefault(name, {})
         model |= {"params": int(100 * SPEEDS[name]), "mflops": SPEEDS[name] / 1000}
-        model["images_per_second"] = {"256": [SPEEDS[name], 1.0, 2.0]}
         entry = model[variant] = {"epochs": 30 if name == "custom" else 6, "seconds": 1234}
         entry |= {"validation_recall": recall, "version": nb.VERSION - (name == "mobilenetv2")}
         for test, a in zip(TESTS, accuracies, strict=True):
@@ -222,8 +223,9 @@ def record(nb):
             entry[test] = {**scores, "merged_accuracy": a + 0.05}
     others = ("resnet50v2_with_da", "mobilenetv2_with_da", "custom_without_da")
     for (second, test), (gap, p) in zip(itertools.product(others, TESTS), GAPS, strict=True):
-        entry = {"first": "custom_with_da", "second": second, "test": test, "p_holm": p}
+        entry = {"first": "custom_with_da", "second": second, "test": test, "p": p / 6, "p_holm": p}
         found["paired"].append({**entry, "difference": gap, "ci95": [gap - 0.004, gap + 0.005]})
+    found["images_per_second"] = {name: {"256": [SPEEDS[name], 1.0, 2.0]} for name in SPEEDS}
     return found | {"robustness": {"images": 200, "strengths": {}, "right": {}}}
 
 
@@ -255,19 +257,26 @@ def test_scores_table(nb, record):
 
 def test_conclusions(nb, record):
     """Each difference has its interval and p; of what is not published nothing is claimed."""
-    counts = {"custom_with_da": [180, 150, 120, 50], "custom_without_da": [180, 150, 120, 90]}
-    record["robustness"]["strengths"] = {"noise, sigma": (0, 20, 40, 60.0)}
-    record["robustness"]["right"] = {key: {"noise, sigma": counts[key]} for key in counts}
+    strengths = {"noise, sigma": (0, 20, 40, 60.0, 80), "stroke, thicker": (-2, -1, 0, 1, 2)}
+    right = {"custom_with_da": [[180, 150, 120, 50, 10], [40, 0, 0, 8, 0]]}
+    right["custom_without_da"] = [[180, 150, 120, 90, 10], [60, 0, 0, 8, 0]]
+    record["robustness"]["strengths"] = strengths
+    right = {key: dict(zip(strengths, counts, strict=True)) for key, counts in right.items()}
+    record["robustness"]["right"] = right
     first, resnet, mobile, gain, robust, last = said = nb.conclusions(record)
     assert "(900,000 parameters, 9 MFLOPs)" in first and re.search(r"89\.0%.*86\.0%", first)
     assert re.search(r"ResNet50V2 \(.*\b6, ours 30.* at 15\.0 times the speed", resnet)
-    assert re.search(r"MobileNetV2 of an older.*\b6, ours 30.* at 6\.0 times the speed", mobile)
+    assert re.search(
+        r"MobileNetV2 \(.*\b6, ours 30.* at 6\.0 \(at 56 px: 2\.0\) times the speed", mobile
+    )
     assert "+0.75 points (+0.35 to +1.25, p = 0.05; not significant) on the test set" in resnet
     assert "+0.35 points (-0.05 to +0.85, p = 0.05) on the augmented one" in resnet
     assert "+2.00 points (+1.60 to +2.50, p = 1e-06) on the test set" in mobile
     assert "-2.30 points (-2.70 to -1.80, p = 0.2; not significant) on the augmented" in mobile
     assert "DA changes Custom CNN by +1.00 points" in gain and "+11.00 points" in gain
-    assert robust.endswith("reads with DA (without): noise, sigma 60: 25% (45%).")
+    noise, stroke = robust.split("network reads ")[1].split("; ")
+    assert noise == "noise, sigma 60: 25% with DA, 45% without"
+    assert stroke == "stroke, thicker -2: 20% with DA, 30% without."
     assert re.search(r"45% .*97\.0%", last)  # 5 of 11 points
     backed = (
         r"[+-]\d+\.\d\d points \([+-][\d.]+ to [+-][\d.]+, p = [\d.e-]+(?:; not significant)?\)"
@@ -292,7 +301,7 @@ def test_collect(nb, tmp_path):
     put = {"live": live, "models": dict.fromkeys(keys[2:], net), "make_model": lambda name, a: net}
     put |= {"predict": lambda model, images: images, "test_sets": {TESTS[0]: 1, TESTS[1]: 2}}
     put |= {"score": lambda images, labels: {"accuracy": images + labels}, "test_labels": 1}
-    put |= {"PRETRAINED": tmp_path, "published": str, "speeds": {"custom": "fast"}}
+    put |= {"PRETRAINED": tmp_path, "published": str}
     with mock.patch.dict(vars(nb), put):
         found = nb.collect(dict.fromkeys(keys, record))
     custom, lenet5 = found["models"].pop("custom"), found["references"].pop("lenet5")
@@ -300,8 +309,7 @@ def test_collect(nb, tmp_path):
     costs |= {**kept, "images": len(nb.splits["train"][1]), "file_bytes": 5}
     scores = {"test": {"accuracy": 2}, "augmented_test": {"accuracy": 3}}
     assert lenet5.pop("with_da") == {**costs, **scores}
-    assert lenet5 == {"params": 7, "mflops": 0, "images_per_second": None}
-    assert custom["images_per_second"] == "fast"
+    assert lenet5 == {"params": 7, "mflops": 0}
     assert custom["without_da"]["test"] == {"accuracy": "custom_without_datest"}
     assert custom["with_da"]["seeds"] == [{"test": 2, "augmented_test": 3}]
     assert loaded == [f"references/{key}.weights.h5" for key in keys[:2]]

@@ -104,9 +104,22 @@ def test_committed_notebook_shows_results_json(nb):
 def test_results_have_the_promised_keys(nb):
     assert RESULTS["generations"]
     for key, model, entry in nb.entries(RESULTS):
-        assert {"params", "mflops", "images_per_second"} <= set(model), key
+        assert {"params", "mflops"} <= set(model), key
         for test in nb.TEST_SETS:
             assert {"accuracy", "ci95", "macro_f1", "top3", "nll", "ece"} <= set(entry[test]), key
             assert entry[test]["ci95"][0] < entry[test]["accuracy"] < entry[test]["ci95"][1], key
         if key in MODELS:
             assert entry["validation_recall"] == RECORDS[key]["validation_recall"], key
+
+
+def test_results_agree_with_each_other(nb):
+    """Differences with accuracies; what is read of undistorted images with that of all of them."""
+    found = {key: entry for key, _, entry in nb.entries(RESULTS)}
+    for pair in RESULTS["paired"]:
+        first, second = (
+            found[pair[which]][pair["test"]]["accuracy"] for which in ("first", "second")
+        )
+        assert pair["difference"] == pytest.approx(first - second, abs=2e-6), pair
+    for key, curves in RESULTS["robustness"]["right"].items():
+        share = curves["rotation, degrees"][0] / RESULTS["robustness"]["images"]
+        assert share == pytest.approx(found[key]["test"]["accuracy"], abs=0.05), key

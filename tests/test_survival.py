@@ -234,7 +234,7 @@ def test_search_killed_in_every_write(small, tmp_path, monkeypatch):
     assert moment > 20
 
 
-@pytest.mark.parametrize("moment", (7, 20))
+@pytest.mark.parametrize("moment", (5, 20))
 def test_killed_search(nursery, tmp_path, moment):
     """The same by SIGKILL, which leaves temporary files behind."""
     child = nursery.start("run_search", folder=str(tmp_path), moment=moment)

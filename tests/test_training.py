@@ -3,13 +3,13 @@
 import json
 import math
 from types import SimpleNamespace
-from unittest.mock import Mock
+from unittest.mock import Mock, patch
 
 import h5py
 import keras
 import numpy as np
 import pytest
-from conftest import TINY, arrays, untimed
+from conftest import TINY, arrays, run_cell_with, untimed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
@@ -412,9 +412,20 @@ def test_search(small, tried, monkeypatch):
     assert len(small.search()) == 3 and len(tried.calls) == 6, "another configuration's is taken"
 
 
+def test_images_that_any_model_was_trained_on_are_listed(small):
+    """By an earlier run, too, whose models are scored beside this one's."""
+    small.PUBLISH.mkdir(parents=True)
+    np.save(small.PUBLISH / "train_images.npy", np.uint64([5, 7]))
+    put = {"emnist": small.splits, "ONLY": {"none"}, "networks": {}, "rates": {}}
+    with patch.dict(vars(small), put):
+        run_cell_with(small, "plan = planned(networks, rates)")
+    listed = {5, 7, *small.image_digests(small.splits["train"][0])}
+    assert set(np.load(small.PUBLISH / "train_images.npy")) == listed
+
+
 def test_failed_trials_are_an_error_and_run_again(small, tried, monkeypatch):
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="bad luck"):
-        patch.setattr(small, "try_out", Mock(side_effect=MemoryError("bad luck")))
+    with monkeypatch.context() as replaced, pytest.raises(RuntimeError, match="bad luck"):
+        replaced.setattr(small, "try_out", Mock(side_effect=MemoryError("bad luck")))
         small.search()
     assert not (small.PUBLISH / "tuning" / "search.json").exists()
     assert len(small.search()) == 3
