@@ -449,6 +449,23 @@ def test_affordable_networks(nb, monkeypatch):
     assert nb.describe({**TINY, "dense": 9, "stride": 1}) == "4-6-8 x 1-1-2, dense 9"
 
 
+@pytest.mark.parametrize("rates, beyond", (((0.008, 0.012), 0.018), ((0.004, 0.008), None)))
+def test_a_grid_of_rates_whose_edge_won_is_widened(small, tried, rates, beyond):
+    """The made-up score rises with the rate."""
+    trials = []
+    for rate in rates:
+        plan = small.provenance("custom", {**TINY, "dropout": 0.1}, rate, True, 1, 94)
+        trials.append({"name": f"rate {rate}", **small.try_out(plan), "made_from": plan})
+    del tried.calls[:]
+    put = {"found": small.table_of(trials), "finals": 0, "winner": 0, "networks": {}, "rates": {}}
+    with patch.dict(vars(small), put):
+        run_cell_with(small, "high = [trial")
+        assert small.rates["custom"] == (beyond or max(rates))
+        assert small.finals["name"].iloc[0] == f"rate {beyond or max(rates)}"
+    expected = [max(rates), min(rates)] + [beyond] * bool(beyond)
+    assert [plan["learning_rate"] for plan in tried.calls] == expected
+
+
 @pytest.mark.parametrize("stride, dense, dropout, depth", ((1, 0, 0.1, 2), (2, 128, 0.0, 1)))
 def test_neighbours(nb, stride, dense, dropout, depth):
     """Each differs from the winner in one choice at most, and each choice is looked at."""
