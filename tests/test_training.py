@@ -358,7 +358,8 @@ def test_try_out(small):
     found = small.try_out(small.provenance("custom", TINY, 0.01, True, 2, 94))
     parameters, multiply_adds = by_hand(**TINY)
     assert (found["parameters"], found["MFLOPs"]) == (parameters, round(2e-6 * multiply_adds, 1))
-    assert 0 <= found["recall"] <= 1 and isinstance(found["seconds"], int)
+    assert found["recall"] != found["training accuracy"] and isinstance(found["seconds"], int)
+    assert all(0 <= found[name] <= 1 for name in ("recall", "training accuracy"))
 
 
 def test_compare(small, tried):
