@@ -19,10 +19,15 @@ RECONSTRUCTED = ROOT / "data" / "reconstructed"
 TINY = {"widths": [4, 6, 8], "depths": [1, 1, 2], "stride": 2, "dense": 0, "dropout": 0.2}
 
 
+def cells(kind):
+    """Return the committed notebook's cells of a kind, "code" or "markdown"."""
+    book = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+    return [cell for cell in book["cells"] if cell["cell_type"] == kind]
+
+
 def code_cells():
     """Return the sources of the notebook's code cells, in order."""
-    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
-    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    return ["".join(cell["source"]) for cell in cells("code")]
 
 
 def defines(node):
@@ -31,7 +36,7 @@ def defines(node):
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
         names = [part.id for part in ast.walk(ast.Tuple(targets)) if isinstance(part, ast.Name)]
         return all(name.isupper() and name != "AUGMENTED_DIGEST" for name in names)  # measured
-    return isinstance(node, ast.Import | ast.ImportFrom | ast.FunctionDef | ast.ClassDef)
+    return isinstance(node, ast.Import | ast.ImportFrom | ast.FunctionDef | ast.ClassDef | ast.Try)
 
 
 def run_cell(module, source, number=0, chosen=lambda node: True):
@@ -39,6 +44,10 @@ def run_cell(module, source, number=0, chosen=lambda node: True):
     file = f"<{module.__name__} cell {number}>"
     linecache.cache[file] = (len(source), None, source.splitlines(True), file)
     body = [node for node in ast.parse(source, file).body if chosen(node)]
+    if chosen is defines:  # its imports stand in a `try`
+        body = [
+            each for node in body for each in (node.body if isinstance(node, ast.Try) else [node])
+        ]
     exec(compile(ast.Module(body, []), file, "exec"), module.__dict__)
 
 

@@ -263,13 +263,7 @@ def draw_picture(scene, pen=None):
     return picture.convert(scene.mode)
 
 
-def main():
-    """Rewrite every picture."""
+if __name__ == "__main__":  # rewrite every picture
     for scene in SCENES:
-        path = FOLDER / scene.name
-        options = {"quality": scene.quality} if path.suffix == ".jpg" else {"optimize": True}
-        draw_picture(scene).save(path, **options)
-
-
-if __name__ == "__main__":
-    main()
+        options = {"quality": scene.quality} if scene.name.endswith("jpg") else {"optimize": True}
+        draw_picture(scene).save(FOLDER / scene.name, **options)

@@ -1,10 +1,10 @@
 """Reading IDX files and mapping files, what is wrong with bad ones, and splitting the data."""
 
-import errno
 import gzip
 import hashlib
 import os
 import signal
+from unittest.mock import Mock
 
 import idx_files as made
 import numpy as np
@@ -12,18 +12,13 @@ import pytest
 from conftest import RECONSTRUCTED, ROOT
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from idx_files import CHARACTERS, CODES, MAPPING, NAMES, complaint, idx, make_files, read, write
+from idx_files import CODES, MAPPING, NAMES, complaint, idx, make_files, read, write
 
 TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = NAMES.values()
 properties = settings(deadline=None, database=None, max_examples=120)
 kinds = st.sampled_from(["images", "labels"])
 class_sizes = st.lists(st.integers(0, 25), min_size=47, max_size=47).filter(any)
 damages = st.sampled_from(["cut", "append", "header", "any"])
-
-
-def gzipped_in_secret(files):
-    """Return `files` gzipped, under the names of plain files."""
-    return {name: gzip.compress(content) for name, content in files.items()}
 
 
 def test_atomic_replaces_and_keeps_the_ending(nb, tmp_path):
@@ -33,7 +28,10 @@ def test_atomic_replaces_and_keeps_the_ending(nb, tmp_path):
             assert temporary.parent == path.parent and temporary.name.endswith(".weights.h5")
             temporary.write_text(text)
             assert path.exists() == (text == "second")
-    assert read(tmp_path) == {"a/b/model.weights.h5": b"second"}
+    with nb.atomic(path) as one, nb.atomic(path) as two:  # as two runs at once
+        one.write_text("one")
+        two.write_text("two")
+    assert read(tmp_path) == {"a/b/model.weights.h5": b"one"}
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, "kill -9"])
@@ -55,28 +53,13 @@ def test_atomic_leaves_the_old_file(nb, tmp_path, error):
 
 
 def test_atomic_says_what_cannot_be_written(nb, tmp_path, monkeypatch):
-    def full(_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(nb.os, "fsync", full)
+    monkeypatch.setattr(nb.os, "fsync", Mock(side_effect=OSError("No space left")))
     write(tmp_path, {"file": b"old"})
     for path, reason in (("file", "No space left"), ("file/below", "could not be written")):
         with pytest.raises(OSError, match=reason) as error:
             nb.write_json(tmp_path / path, [1])
         assert str(tmp_path / path) in str(error.value)
     assert read(tmp_path) == {"file": b"old"}
-
-
-@pytest.mark.parametrize("style", [dict, made.pack, gzipped_in_secret])
-def test_reads_whole_folder(nb, tmp_path, style):
-    arrays, files = made.make_arrays(), style(make_files())
-    data = nb.read_folder(write(tmp_path, files))
-    assert set(data) == {"train", "test", "name"} and data["name"].startswith("other data")
-    for split in ("train", "test"):
-        images, labels = data[split]
-        np.testing.assert_array_equal(images, arrays[split, "images"].transpose(0, 2, 1))
-        np.testing.assert_array_equal(labels, arrays[split, "labels"])
-        assert images.dtype == labels.dtype == np.uint8 and images.flags.c_contiguous
 
 
 @properties
@@ -107,7 +90,6 @@ def test_mapping_with_any_line_end(nb, tmp_path, end):
     text = CODES.replace(b"\n", end)
     for more in (text, text.rstrip(), text + end):
         nb.read_mapping(write(tmp_path, {"m": more}) / "m")
-    assert CHARACTERS == nb.CHARACTERS
 
 
 FILE_FAULTS = {  # which file, what is done to it, words of what is expected, of what is found
@@ -117,7 +99,6 @@ FILE_FAULTS = {  # which file, what is done to it, words of what is expected, of
     "wide images": (TRAIN_IMAGES, lambda c: idx(np.zeros((94, 28, 32))), "(28, 28)", "28, 32"),
     "label 47": (TRAIN_LABELS, lambda c: c[:-1] + b"\x2f", "0 to 46", "47"),
     "a label too few": (TRAIN_LABELS, lambda c: idx(np.zeros(93)), "94 labels", "93"),
-    "cut in the images": (TEST_IMAGES, lambda c: c[:-1], "36864 bytes", "36863"),
     "HTML page": (TRAIN_LABELS, lambda c: made.HTML_PAGE, "2049", "an HTML page"),
     "truncated gzip": (TRAIN_IMAGES, lambda c: gzip.compress(c)[:-20], "whole gzip", "end"),
     "false sum": (TEST_LABELS, lambda c: gzip.compress(c)[:-8] + bytes(8), "whole gzip", "CRC"),
@@ -125,11 +106,7 @@ FILE_FAULTS = {  # which file, what is done to it, words of what is expected, of
     "48 classes": (MAPPING, lambda c: c + b"47 117", "line 48: 'nothing'", "'47 117'"),
     "last character": (MAPPING, lambda c: c[:-2] + b"7", "line 47: '46 116'", "'46 117'"),
     "counted from 1": (MAPPING, lambda c: b"1" + c[1:], "line 1: '0 48'", "'1 48'"),
-    "a class twice": (MAPPING, lambda c: c.replace(b"7 55", b"6 54"), "line 8: '7 55'", "'6 54'"),
-    "no number": (MAPPING, lambda c: c.replace(b"3 51", b"3 x"), "line 4: '3 51'", "'3 x'"),
     "blank line": (MAPPING, lambda c: c.replace(b"\n", b"\n\n", 1), "line 2: '1 49'", "''"),
-    "HTML mapping": (MAPPING, lambda c: b"<h1>404</h1>", "line 1: '0 48'", "'<h1>404</h1>'"),
-    "empty mapping": (MAPPING, lambda c: b"", "line 1: '0 48'", "'nothing'"),
 }
 
 
@@ -179,24 +156,12 @@ def shipped(nb):
 
 
 def test_pinned_digests(nb, shipped):
-    starts = ["239530f22c8d52f2", "a9c2984bf327d013", "751c1d3cc8381259", "91807a38b4dab13f"]
-    assert [digest[:16] for digest in nb.OFFICIAL.values()] == starts
-    assert nb.OFFICIAL_SLICE == {"train": (103680, 112800), "test": (18496, 18800)}
+    pins = repr([nb.OFFICIAL, nb.OFFICIAL_SLICE]).encode()
+    digest = "d0621472fae4b7d3708ac4937c23095f6cedc8d1c036b410e27d8d1da5d37926"
+    assert hashlib.sha256(pins).hexdigest() == digest
     files = [RECONSTRUCTED / name for name in made.pack(make_files())]
     digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
     assert digests == list(nb.SHIPPED.values()) and shipped["name"] == "the reconstructed split"
-    counts = {split: np.bincount(shipped[split][1]) for split in ("train", "test")}
-    assert counts["train"].sum() == len(shipped["train"][0]) == 95138
-    assert (counts["train"].min(), counts["train"].max()) == (650, 2400)
-    assert counts["test"].tolist() == [200] * 47 and len(shipped["test"][0]) == 9400
-
-
-def test_shipped_characters_are_upright(shipped):
-    images, labels = shipped["train"]
-    mean = {c: images[labels == CHARACTERS.index(c)].mean(axis=0) for c in "TL7"}
-    assert mean["T"][:10].sum() > 1.3 * mean["T"][18:].sum()  # the bar is on top
-    assert mean["L"][18:].sum() > 1.3 * mean["L"][:10].sum()  # the foot is at the bottom
-    assert mean["7"][:14].sum() > 1.3 * mean["7"][14:].sum()
 
 
 def test_shipped_images_are_what_the_models_saw(nb, shipped):

@@ -76,9 +76,7 @@ FAULTS = {  # the reply, the kind of error, words of the reason
     "drip": (Reply(GOOD, step=1, pause=0.2), ConnectionError, "given up with"),
     "cut half-way": (Reply(GOOD, cut=18432), ConnectionError, "got only 18432 out of"),
     "cut, no length": (Reply(GOOD, cut=18432, length="none"), ValueError, "18432 bytes"),
-    "length too small": (Reply(GOOD, length=len(GOOD) - 9), ValueError, "36855 bytes"),
     "too much": (Reply(bytes(3_000_000), pause=0.05, length="none"), ConnectionError, "given up"),
-    "HTML with 200": (Reply(PAGE), ValueError, "an HTML page"),
     "nothing with 200": (Reply(b""), ValueError, "b''"),
     "other file": (Reply(OTHERS[TEST_IMAGES]), ValueError, "another SHA-256"),
     "zip, no ranges": (Reply(ARCHIVE, ranges=False), ConnectionError, "range"),
@@ -137,7 +135,7 @@ def test_published_files_are_fetched_once(nb, serve, models):
     assert set(nb.published_sums()) == {*models, "../evil", "/evil"} - {"SHA256SUMS"}
     write(HERE, {"evil": b"evil"})
     for name in ("../evil", "/evil", "tuning/../../evil", "other.json"):
-        with pytest.raises(FileNotFoundError, match=f"{name}: expected .* found another"):
+        with pytest.raises(FileNotFoundError, match=f"{name}: expected .* none so named"):
             nb.published(name)
     assert len(server.paths) == 4 and read(MODELS) == models
 
@@ -170,6 +168,7 @@ def check_load(nb, seed):
     for split in ("train", "test"):
         assert (data[split][0] == arrays[split, "images"].swapaxes(1, 2)).all()
         assert (data[split][1] == arrays[split, "labels"]).all()
+        assert data[split][0].flags.c_contiguous
 
 
 @pytest.mark.parametrize("style", [dict, pack])

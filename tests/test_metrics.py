@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from conftest import RECONSTRUCTED, TINY, examples, run_cell_with
 from scipy import ndimage
+from test_training import warp
 
 TESTS = ("test", "augmented_test")
 BIG = ("resnet50v2", "mobilenetv2")
@@ -90,11 +91,12 @@ def test_compare_pair(nb, gain, loss, tail):
 @pytest.mark.parametrize("absent", ("none", "resnet50v2_without_da", "custom_with_da"))
 def test_paired_tests(nb, absent):
     """Holm's correction, here of known values, counts the family that is shown, and no more."""
-    family = [("custom_with_da", f"{name}_with_da") for name in BIG]
+    ours = ("custom_with_da", "custom_equal_epochs_with_da")
+    family = [(one, f"{name}_with_da") for one in ours for name in BIG]
     family += [(f"{name}_with_da", f"{name}_without_da") for name in nb.ARCHITECTURES]
     shown = [(*pair, test) for pair in family if absent not in pair for test in TESTS]
-    random, keys = np.random.RandomState(0), [key for key in nb.MODELS if key != absent]
-    right = {(key, test): random.rand(40) < 0.6 for key in keys for test in TESTS}
+    random, keys = np.random.RandomState(0), {*nb.MODELS, ours[1]} - {absent}
+    right = {(key, test): random.rand(40) < 0.6 for key in sorted(keys) for test in TESTS}
     found = nb.paired_tests(right)
     assert [(entry["first"], entry["second"], entry["test"]) for entry in found] == shown
     for entry, (first, second, test) in zip(found, shown, strict=True):
@@ -111,10 +113,8 @@ def test_warp_is_bilinear(nb):
     reach = {"shift_x": 9, "shift_y": 9, "zoom_x": 0.5, "zoom_y": 0.25, "rotation": 3, "shear": 0.5}
     amounts = {key: ("zoom" in key) + random.uniform(-far, far, 5) for key, far in reach.items()}
     found, rows = nb.warp(NOISE, **amounts), nb.affine_rows(**amounts)
-    for image, changed, (a, b, c, d, e, f) in zip(NOISE, found, np.transpose(rows), strict=True):
-        how = {"offset": (f, c), "order": 1, "mode": "grid-constant"}
-        expected = ndimage.affine_transform(image.astype(float), [[e, d], [b, a]], **how)
-        assert np.abs(changed - expected).max() <= 0.5 + 1e-6
+    for image, changed, numbers in zip(NOISE, found, np.transpose(rows), strict=True):
+        assert np.abs(changed - warp(image.astype(float), numbers)).max() <= 0.5 + 1e-6
 
 
 def test_augmented_test_set(nb):
@@ -192,7 +192,7 @@ def test_load_model(nb, tmp_path, monkeypatch, name, bad, error):
     net, (images, _), key = nb.make_model("custom", **TINY), examples(1, 3), f"{name}_with_da"
     monkeypatch.setattr(nb, "PUBLISH", tmp_path)
     monkeypatch.setattr(nb, "PRETRAINED", tmp_path)
-    file, *_ = nb.write_model(net, key, {"architecture": name, "network": TINY})
+    file, *_ = nb.write_model(net, key)
     monkeypatch.setattr(nb, "MODELS_SHA256", nb.write_sums(tmp_path))
     model = nb.load_model(key)
     assert {weight.dtype for weight in model.get_weights()} == {np.dtype("float32")}
@@ -226,17 +226,22 @@ def record(nb):
         entry = {"first": "custom_with_da", "second": second, "test": test, "p": p / 6, "p_holm": p}
         found["paired"].append({**entry, "difference": gap, "ci95": [gap - 0.004, gap + 0.005]})
     found["images_per_second"] = {name: {"256": [SPEEDS[name], 1.0, 2.0]} for name in SPEEDS}
+    found["hardware"] = "made-up hardware"
     return found | {"robustness": {"images": 200, "strengths": {}, "right": {}}}
 
 
 def test_keys_entries_and_summary(nb, record):
     assert nb.parsed("custom_with_da_seed7851") == ("custom", "with_da", "7851")
     assert nb.title_of("mobilenetv2_56px_without_da") == "MobileNetV2 at 56 px without DA"
+    assert nb.architecture_of("custom_equal_epochs_without_da") == "custom"
+    record["references"]["custom_equal_epochs"] = record["models"]["custom"]
     table = nb.summary(record)
-    assert table["model"].tolist() == [nb.title_of(key) for key in KEYS]
+    shown = [*KEYS[:6], "custom_equal_epochs_without_da", "custom_equal_epochs_with_da"]
+    assert table["model"].tolist() == [nb.title_of(key) for key in shown]
     expected = ["Custom CNN with DA", "900,000", "9.0", "89.00 [87.80, 90.10]"]
     assert table.iloc[1].tolist() == [*expected, "86.00 [84.80, 87.10]", 30, "1,234"]
     del record["models"]["mobilenetv2"], record["models"]["custom"]["without_da"]
+    del record["references"]["custom_equal_epochs"]
     assert [key for key, _, _ in nb.entries(record)] == [*KEYS[1:4], KEYS[6]]
 
 
@@ -257,62 +262,126 @@ def test_scores_table(nb, record):
 
 def test_conclusions(nb, record):
     """Each difference has its interval and p; of what is not published nothing is claimed."""
-    strengths = {"noise, sigma": (0, 20, 40, 60.0, 80), "stroke, thicker": (-2, -1, 0, 1, 2)}
-    right = {"custom_with_da": [[180, 150, 120, 50, 10], [40, 0, 0, 8, 0]]}
-    right["custom_without_da"] = [[180, 150, 120, 90, 10], [60, 0, 0, 8, 0]]
-    record["robustness"]["strengths"] = strengths
-    right = {key: dict(zip(strengths, counts, strict=True)) for key, counts in right.items()}
+    kinds = ("rotation, degrees", "noise, sigma", "stroke, thicker")
+    record["robustness"]["strengths"] = dict.fromkeys(kinds, (-2, 20, 40, 60.0, 80))
+    counts = {"with_da": (40, 1, 2, 160, 3), "without_da": (60, 1, 2, 90, 3)}
+    right = {f"custom_{variant}": dict.fromkeys(kinds, each) for variant, each in counts.items()}
     record["robustness"]["right"] = right
-    first, resnet, mobile, gain, robust, last = said = nb.conclusions(record)
-    assert "(900,000 parameters, 9 MFLOPs)" in first and re.search(r"89\.0%.*86\.0%", first)
-    assert re.match(r"After 30 epochs against 6 of ResNet50V2.* at 15\.0 times the speed", resnet)
-    one, two = "After 30 epochs against 6 of MobileNetV2 ", "at 6.0 (at 56 px: 2.0) times the speed"
-    assert mobile.startswith(one) and two in mobile
-    assert "+0.75 points (+0.35 to +1.25, p = 0.05; not significant) on the test set" in resnet
-    assert "+0.35 points (-0.05 to +0.85, p = 0.05) on the augmented," in resnet
-    assert "+2.00 points (+1.60 to +2.50, p = 1e-06) on the test set" in mobile
-    assert "-2.30 points (-2.70 to -1.80, p = 0.2; not significant) on the augmented" in mobile
-    assert "DA changes Custom CNN by +1.00 points" in gain and "+11.00 points" in gain
-    noise, stroke = robust.split("network reads ")[1].split("; ")
-    assert noise == "noise, sigma 60: 25% with DA, 45% without"
-    assert stroke == "stroke, thicker -2: 20% with DA, 30% without."
-    assert re.search(r"45% .*97\.0%", last)  # 5 of 11 points
-    backed = (
-        r"[+-]\d+\.\d\d points \([+-][\d.]+ to [+-][\d.]+, p = [\d.e-]+(?:; not significant)?\)"
-    )
-    assert len(re.findall(backed, " ".join(said))) == " ".join(said).count("points") == 6
-    del record["models"]["resnet50v2"], record["models"]["mobilenetv2"]["with_da"]
-    assert not any(nb.TITLES[name] in line for name in BIG for line in nb.conclusions(record))
     equal = {test: {"accuracy": a} for test, a in zip(TESTS, (0.8765, 0.8654), strict=True)}
     record["references"]["custom_equal_epochs"] = {"with_da": {"epochs": 6, **equal}}
-    assert "; after 6 epochs 87.6% of the test images, 86.5% aug" in nb.conclusions(record)[0]
+    entry = {"second": "mobilenetv2_with_da", "difference": -0.01, "ci95": [-0.02, 0.0]}
+    entry |= {"first": "custom_equal_epochs_with_da", "p_holm": 0.04}
+    record["paired"] += [{**entry, "test": test} for test in TESTS]
+    ours, same, speed, gain, beyond, lacks, last = said = nb.conclusions(record)
+    text = (
+        "After {} epochs with DA the custom network (900,000 parameters, 9 MFLOPs) reads {} of the"
+    )
+    assert ours.startswith(
+        text.format(30, "89.0%") + " test images, 86.0% of the augmented; against "
+    )
+    assert same.startswith(
+        text.format(6, "87.6%") + " test images, 86.5% of the augmented; against "
+    )
+    _, resnet, mobile = ours.split("; against ")
+    assert resnet.startswith(
+        "ResNet50V2 after 6 that is +0.75 points (+0.35 to +1.25, p = 0.05; not"
+    )
+    assert resnet.endswith("not significant) and +0.35 points (-0.05 to +0.85, p = 0.05)")
+    assert mobile.startswith(
+        "MobileNetV2 after 6 that is +2.00 points (+1.60 to +2.50, p < 0.001) and"
+    )
+    assert mobile.endswith("and -2.30 points (-2.70 to -1.80, p = 0.2; not significant)")
+    assert (
+        "ResNet" not in same and "MobileNetV2 after 6 that is -1.00 points (-2.00 to +0.00" in same
+    )
+    assert "on made-up hardware it is 15.0 times as fast as ResNet50V2, 6.0 times as fast" in speed
+    assert "2.0 times as fast as MobileNetV2 at 56 px" in speed
+    assert "DA changes Custom CNN by +1.00 points" in gain and "+11.00 points" in gain
+    noise, stroke = lacks.split(" it reads ")[1].split("; ")
+    assert beyond.endswith("of DA it reads rotation (degrees) 60: 80% with DA, 45% without")
+    assert noise == "noise (sigma) 60: 80% with DA, 45% without"
+    assert stroke == "stroke (thicker) -2: 20% with DA, 30% without"
+    assert re.search(r"45% .*97\.0%", last)  # 5 of 11 points
+    backed = r"[+-]\d+\.\d\d points \([+-][\d.]+ to [+-][\d.]+, p [=<] [\d.]+(; not significant)?\)"
+    assert len(re.findall(backed, " ".join(said))) == " ".join(said).count("points") == 8
+    record["paired"], record["images_per_second"] = [], {"custom": {"256": [1.0]}}
+    assert not any(nb.TITLES[name] in line for name in BIG for line in nb.conclusions(record))
 
 
 def test_collect(nb, tmp_path):
-    """What is published is counted and scored; references and further seeds are loaded for it."""
+    """What is published and loaded is counted and scored; a further seed needs the first."""
     (tmp_path / "last").write_bytes(b"12345")
     kept = {"version": 4, "epochs": 3, "seed": 5, "images": None}
     costs = {"seconds": 60, "validation_recall": 0.7, "temperature": 1.2, "hardware": "h"}
-    made_from = {"architecture": "lenet5", "network": {"a": 1}, **kept}
-    record = {**costs, "files": ["first", "last"], "made_from": made_from}
+    record = {**costs, "files": ["first", "last"], "made_from": kept}
     keys = ["custom_with_da_seed7851", "lenet5_with_da", "custom_without_da", "custom_with_da"]
-    loaded, live = [], {(key, test): {"accuracy": key + test} for key in keys[2:] for test in TESTS}
-    net = Fake(layers=[], count_params=lambda: 7, load_weights=loaded.append)
-    put = {"live": live, "models": dict.fromkeys(keys[2:], net), "make_model": lambda name, a: net}
-    put |= {"predict": lambda model, images: images, "test_sets": {TESTS[0]: 1, TESTS[1]: 2}}
-    put |= {"score": lambda images, labels: {"accuracy": images + labels}, "test_labels": 1}
-    put |= {"PRETRAINED": tmp_path, "published": str}
-    with mock.patch.dict(vars(nb), put):
-        found = nb.collect(dict.fromkeys(keys, record))
+    live = {(key, test): {"accuracy": key + test} for key in keys for test in TESTS}
+    loaded = dict.fromkeys(keys, Fake(layers=[], count_params=lambda: 7))
+    with mock.patch.dict(vars(nb), {"live": live, "loaded": loaded, "PRETRAINED": tmp_path}):
+        records = dict.fromkeys([*keys, "softmax_with_da", "custom_without_da_seed7851"], record)
+        found = nb.collect(records)
+        del loaded["custom_with_da"], loaded["lenet5_with_da"]
+        assert list(nb.collect(records)["models"]["custom"]) == ["params", "mflops", "without_da"]
     custom, lenet5 = found["models"].pop("custom"), found["references"].pop("lenet5")
     assert found == {"models": {}, "references": {}}
     costs |= {**kept, "images": len(nb.splits["train"][1]), "file_bytes": 5}
-    scores = {"test": {"accuracy": 2}, "augmented_test": {"accuracy": 3}}
-    assert lenet5.pop("with_da") == {**costs, **scores}
-    assert lenet5 == {"params": 7, "mflops": 0}
+    scores = {test: {"accuracy": f"lenet5_with_da{test}"} for test in TESTS}
+    assert lenet5 == {"params": 7, "mflops": 0, "with_da": {**costs, **scores}}
     assert custom["without_da"]["test"] == {"accuracy": "custom_without_datest"}
-    assert custom["with_da"]["seeds"] == [{"test": 2, "augmented_test": 3}]
-    assert loaded == [f"references/{key}.weights.h5" for key in keys[:2]]
+    seed = {test: f"custom_with_da_seed7851{test}" for test in TESTS}
+    assert custom["with_da"]["seeds"] == [seed] and "seeds" not in custom["without_da"]
+
+
+def test_loading_goes_on_without_what_cannot_be_had(nb, capsys):
+    faults = [FileNotFoundError("a"), ConnectionError("no server"), ValueError("bad file")]
+    net = Fake(count_params=lambda: 1234)
+    put = {
+        "load_model": mock.Mock(side_effect=[*faults, net, net, net, net]),
+        "PROFILE": "pretrained",
+    }
+    put |= dict.fromkeys(("loaded", "models", "others"))
+    with mock.patch.dict(vars(nb), put):
+        run_cell_with(nb, "loaded[key] = load_model(key)")
+        assert list(nb.models) == nb.MODELS[3:] and list(nb.loaded) == [*nb.models, nb.OURS[1]]
+    texts = ("a", "no server", "bad file", "1,234 parameters")
+    said = [f"{key}: {text}" for key, text in zip(nb.MODELS, texts, strict=False)]
+    assert capsys.readouterr().out.replace("Without ", "").splitlines()[:4] == said
+
+
+def test_images_that_were_trained_on_are_dropped(nb, tmp_path, capsys):
+    known, others = np.arange(5) == 3, [each + 1 for each in NOISE]
+    np.save(tmp_path / "train_images.npy", nb.image_digests(NOISE[known]))
+    put = {"test_images": NOISE, "test_labels": np.arange(5), "published": tmp_path.joinpath}
+    put["test_sets"] = {"test": NOISE, "augmented_test": np.array(others)}
+    with mock.patch.dict(vars(nb), {**put, "keep": None}):
+        run_cell_with(nb, "keep = unseen(")
+        assert nb.test_labels.tolist() == [0, 1, 2, 4] and nb.test_images is nb.test_sets["test"]
+        for test, images in put["test_sets"].items():
+            np.testing.assert_array_equal(nb.test_sets[test], images[~known])
+    assert "1 of 5 test images" in capsys.readouterr().out
+
+
+def test_other_data_are_not_compared(nb, record, capsys):
+    """Accuracies that were measured on them have nothing to agree with."""
+    put = {"results": record, "live": {}, "emnist": {"name": "other data"}, "show": mock.Mock()}
+    put |= dict.fromkeys(("comparable", "note", "table", "gap"))
+    for pair in itertools.product("ab", "ab"):
+        digests = dict(zip(("test_digest", "augmented_digest"), pair, strict=True))
+        record["data"] |= {"test_digest": "a", "augmented_digest": "a"}
+        with mock.patch.dict(vars(nb), {**put, "digests": digests}):
+            run_cell_with(nb, "comparable =")
+        same = pair == ("a", "a")
+        assert ("accuracies differ" in capsys.readouterr().out) == same
+        assert ("not comparable" in str(put["show"].call_args)) != same
+
+
+def test_draw_predictions(nb, monkeypatch):
+    """What is read, how surely, and the truth where it is another."""
+    monkeypatch.setattr(nb, "draw_grid", mock.Mock())
+    nb.draw_predictions(NOISE[:2], np.array([10, 11]), sure(0.9, [10, 12]), "title")
+    (_, titles, _, title, colors), _ = nb.draw_grid.call_args
+    assert titles == ["A 90%", "C 90% [B]"] and title == "title"
+    assert list(colors) == [nb.COLORS["custom"], nb.COLORS["resnet50v2"]]
 
 
 def test_draw_comparison(nb, record):
@@ -335,9 +404,7 @@ def test_draw_comparison(nb, record):
 def test_draw_robustness(nb):
     """Shares and Wilson's intervals of each model at each strength of each kind."""
     looks, kinds = {"custom_without_da": "--", "mobilenetv2_with_da": "-"}, list(nb.STRENGTHS)
-    right = {
-        key: {kind: [20, kinds.index(kind), len(key), 9, 0] for kind in kinds} for key in looks
-    }
+    right = {key: {kind: [20, n, len(key), 9, 0] for n, kind in enumerate(kinds)} for key in looks}
     figure = nb.draw_robustness({"images": 20, "strengths": nb.STRENGTHS, "right": right})
     for axis, kind in zip(figure.axes, kinds, strict=True):
         assert axis.get_xlabel() == kind
@@ -367,6 +434,10 @@ def test_draw_errors(nb, record):
     put["probabilities"] = {("custom_with_da", "test"): np.eye(47)[read]}
     with mock.patch.dict(vars(nb), put):
         run_cell_with(nb, "def best_by_validation")
-        bars, shown = nb.above.patches, np.ma.filled(nb.below.images[0].get_array(), np.nan)
-    assert shown[3, 5] == 2 and np.isfinite(shown).sum() == 1 and shown.shape == (47, 47)
+        bars, shown = nb.above.patches, np.asarray(nb.below.images[0].get_array())
+        put["show"] = mock.Mock()
+        with mock.patch.dict(vars(nb), put):
+            run_cell_with(nb, "share = errors")
+    assert shown[3, 5] == 2 and np.count_nonzero(shown) == 1 and shown.shape == (47, 47)
     assert [bar.get_height() for bar in bars][2:5] == pytest.approx([1, 1 / 3, 1])
+    assert put["show"].call_args[0][0].iloc[0].tolist() == ["3", "5", 2, 0.667]

@@ -52,11 +52,13 @@ def batch(count):
 
 
 @pytest.mark.parametrize("name", ("custom", *PARAMETERS))
-def test_contract(networks, name):
+def test_contract(nb, networks, name):
     """Images of 0 to 255 to 47 probabilities; rescaling is inside, and nothing reads around it. The
     architecture names nothing but Keras's own layers, in no dtype but float32."""
     model = networks[name]
     assert model.count_params() == PARAMETERS.get(name, by_hand((32, 48, 128), (1, 2, 2))[0])
+    known = {"resnet50v2": 503.3, "mobilenetv2": 162.0}.get(name)
+    assert known in (None, round(nb.count_mflops(model), 1))
     assert (model.input_shape, model.output_shape) == ((None, 28, 28, 1), (None, 47))
     found = np.asarray(model(batch(3), training=False))
     assert found.shape == (3, 47) and found.dtype == np.float32 and (found >= 0).all()
@@ -110,9 +112,6 @@ def test_custom_network(nb, stride, dense, depths):
 
 # multiply-adds by hand: kernel size x output positions (input positions where transposed)
 OPERATIONS = {
-    "convolution": (layers.Conv2D(4, 3, padding="same"), 9 * 1 * 4 * 28 * 28),
-    "without padding": (layers.Conv2D(4, 3), 9 * 1 * 4 * 26 * 26),
-    "strided": (layers.Conv2D(4, 3, strides=2, padding="same"), 9 * 1 * 4 * 14 * 14),
     "oblong": (layers.Conv2D(2, (1, 5), strides=(2, 1)), 5 * 1 * 2 * 14 * 24),
     "depthwise": (layers.DepthwiseConv2D(3, 2, depth_multiplier=2), 9 * 1 * 2 * 13 * 13),
     "transposed": (layers.Conv2DTranspose(3, 4, strides=4), 16 * 1 * 3 * 28 * 28),
@@ -126,14 +125,6 @@ def test_mflops_of_one_layer(nb, kind):
     layer, multiply_adds = OPERATIONS[kind]
     model = keras.Sequential([keras.Input((28, 28, 1)), layer])
     assert nb.count_mflops(model) == pytest.approx(2 * multiply_adds / 1e6, rel=1e-12)
-
-
-def test_mflops_of_the_networks(nb, networks):
-    """Sandler et al. 2018, arXiv:1801.04381, table 4: 300 M multiply-adds at 224 px."""
-    found = [round(nb.count_mflops(networks[name]), 1) for name in ("resnet50v2", "mobilenetv2")]
-    assert found == [503.3, 162.0]
-    photographs = keras.applications.MobileNetV2(weights=None)
-    assert nb.count_mflops(photographs) / 2 == pytest.approx(300, rel=0.01)
 
 
 def test_fresh_start(nb):
@@ -204,27 +195,11 @@ def test_published_model(small, trained):
     assert (entry["versions"], entry["hardware"]) == (small.versions, small.hardware())
 
 
-def test_architectures_hold_nothing_that_keras_3_12_does_not_know(small, trained, monkeypatch):
-    """Of the arguments that layers got since, defaults are written by newer versions of Keras."""
-    publish(small, trained)
-    monkeypatch.setitem(small.MAKERS, "mobilenetv2", small.make_lenet5)
-    net = small.make_model("mobilenetv2")
-    small.write_model(net, "mobilenetv2_with_da", {"architecture": "mobilenetv2", "network": {}})
-    with zipfile.ZipFile(small.PUBLISH / "mobilenetv2_with_da.keras") as file:
-        texts = [
-            file.read("config.json").decode(),
-            (small.PUBLISH / "custom_arch.json").read_text(),
-        ]
-    for text in [*texts, *(path.read_text() for path in (ROOT / "pretrained").glob("*_arch.json"))]:
-        assert '"kernel_initializer"' in text and '"logits"' in text
-        assert not re.search("renorm|quantization_config|input_axes|output_axes", text)
-
-
 def test_references_and_sums(small, trained):
     """Of a further seed the weights alone are published; the sums list every file."""
     reference = "references/custom_with_da_seed7851.weights.h5"
-    assert publish(small, trained, "custom_with_da_seed7851")["files"] == [reference]
-    assert not (small.PUBLISH / "custom_arch.json").exists()
+    files = publish(small, trained, "custom_with_da_seed7851")["files"]
+    assert files == ["custom_arch.json", reference]
     small.make_model("custom", **TINY).load_weights(small.PUBLISH / reference)
     (small.PUBLISH / ".half.json").write_text("what a kill left")
     names = [*publish(small, trained)["files"], "histories.json", reference]
@@ -249,17 +224,23 @@ assert keras.backend.backend() == sys.argv[2] and "notebook" not in sys.modules
 
 
 @pytest.mark.parametrize("backend", ("tensorflow", "jax"))
-def test_loads_anywhere(small, trained, monkeypatch, backend):
+def test_loads_anywhere(small, trained, backend):
     """In a process that has no notebook, on either backend, both kinds of published models; what is
     published whole is not rounded."""
     pytest.importorskip(backend)
-    monkeypatch.setitem(small.MAKERS, "mobilenetv2", small.make_lenet5)
-    whole = small.make_model("mobilenetv2")
+    whole = small.make_model("lenet5")
     made_from = {**trained[1], "architecture": "mobilenetv2", "network": {}}
     key, net = "mobilenetv2_with_da", (whole, made_from, trained[2])
     assert publish(small, net, key)["files"] == [f"{key}.keras"]
     assert arrays(loaded(small.PUBLISH, [f"{key}.keras"]))[:-2] == arrays(whole)[:-2]
     publish(small, trained)
+    with zipfile.ZipFile(small.PUBLISH / f"{key}.keras") as file:
+        texts = [file.read("config.json").decode()]
+    for folder in (small.PUBLISH, ROOT / "pretrained"):
+        texts += [path.read_text() for path in folder.glob("*_arch.json")]
+    for text in texts:  # arguments that layers got since Keras 3.12, which would refuse them
+        assert '"kernel_initializer"' in text and '"logits"' in text
+        assert not re.search("renorm|quantization_config|input_axes|output_axes", text)
     np.save("images.npy", batch(5))
     environment = {**os.environ, "KERAS_BACKEND": backend, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", SCRIPT, str(small.PUBLISH), backend]
@@ -271,10 +252,9 @@ def test_loads_anywhere(small, trained, monkeypatch, backend):
 
 @pytest.mark.parametrize("name", ("custom", "mobilenetv2"))
 @pytest.mark.parametrize("value", (np.nan, -1e6))
-def test_weights_that_cannot_be_published(small, monkeypatch, name, value):
+def test_weights_that_cannot_be_published(small, name, value):
     """Not a number, or too large for float16."""
-    monkeypatch.setitem(small.MAKERS, name, small.make_softmax)
-    net = small.make_model(name)
+    net = small.make_softmax()
     kernel, bias = net.get_weights()
     kernel[3, 3] = value
     net.set_weights([kernel, bias])

@@ -14,30 +14,17 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import NOTEBOOK, RECONSTRUCTED, ROOT
+from conftest import NOTEBOOK, RECONSTRUCTED, ROOT, cells, code_cells, load_notebook
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from servers import Server
 
-SECTIONS = [
-    "0. Setup",
-    "1. Data Preparation",
-    "2. View Data",
-    "3. Model Creation",
-    "4. Data Augmentation on test set",
-    "5. Downloading Pre-trained Models",
-    "6. Comparison among the models",
-    "7. Predictions",
-]
+SECTIONS = ["Setup", "Data Preparation", "View Data", "Model Creation"]
+SECTIONS += ["Data Augmentation on test set", "Downloading Pre-trained Models"]
+SECTIONS += ["Comparison among the models", "Predictions"]
 LINES = 1380  # of code: 1,300 and the drawing pad's 80
 NOWHERE = "http://127.0.0.1:9/"
 URLS = ("DATA_URL", "NIST_URL", "RECONSTRUCTED_URL", "MODELS_URL")
-
-
-def cells(kind):
-    """Return the committed notebook's cells of a kind, "code" or "markdown"."""
-    book = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
-    return [cell for cell in book["cells"] if cell["cell_type"] == kind]
 
 
 def size(source):
@@ -80,17 +67,14 @@ def assert_clean(cells):
 
 def test_sections_are_numbered_and_in_order():
     prose = "".join("".join(cell["source"]) + "\n" for cell in cells("markdown"))
-    assert re.findall(r"^## (.+)$", prose, re.M) == SECTIONS
+    assert re.findall(r"^## (.+)$", prose, re.M) == [f"{n}. {s}" for n, s in enumerate(SECTIONS)]
 
 
 def test_it_is_short_and_the_lesson_comes_first():
-    sources = ["".join(cell["source"]) for cell in cells("code")]
-    sizes = [size(source) for source in sources]
+    sizes = [size(source) for source in code_cells()]
     assert sum(sizes) <= LINES
     assert len(sizes) <= 90 and max(sizes) <= 40
-    drawn = [
-        n for n, cell in enumerate(cells("code")) if "image/png" in json.dumps(cell["outputs"])
-    ]
+    drawn = [n for n, c in enumerate(cells("code")) if "image/png" in json.dumps(c["outputs"])]
     assert sum(sizes[: drawn[0] + 1]) <= 60, "the result's chart"
     assert sum(sizes[: drawn[1] + 1]) <= 250, "the first characters"
     assert NOTEBOOK.stat().st_size < 2_000_000
@@ -104,12 +88,8 @@ def test_committed_outputs_are_of_one_clean_run():
     gaps = {title: float(gap) for title, gap in re.findall(said, text, re.M)}
     assert set(gaps) == {"Test set", "Augmented test set"}
     assert all(gap <= 0.0005 for gap in gaps.values()), gaps
-
-
-def test_committed_notebook_names_no_local_path():
-    text = NOTEBOOK.read_text(encoding="utf-8")
-    for place in (str(ROOT.parent) + "/", str(Path.home()) + "/", "/tmp/", "../"):
-        assert place not in text, place
+    places = (str(ROOT.parent) + "/", str(Path.home()) + "/", "/tmp/", "../")
+    assert not [place for place in places if place in NOTEBOOK.read_text(encoding="utf-8")]
 
 
 @pytest.mark.slow
@@ -160,8 +140,19 @@ def test_without_any_source_one_clear_error_within_a_minute(tmp_path):
 
 
 def test_unknown_profile_is_refused():
-    first = "\n".join("".join(cell["source"]) for cell in cells("code")[:5])
+    command = [sys.executable, "-c", "\n".join(code_cells()[:5])]
     environment = {**os.environ, "EMNIST_PROFILE": "fast"}
-    command = [sys.executable, "-c", first]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert "expected pretrained, quick or full; found 'fast'" in done.stderr
+
+
+def test_settings(monkeypatch):
+    urls = {
+        f"{name}_URL": f"https://{name}" for name in ("DATA", "NIST", "RECONSTRUCTED", "MODELS")
+    }
+    expected = {"PROFILE": "quick", "EMNIST_DIR": "folder", "MODELS_SHA256": "12ab", **urls}
+    for name, value in {**expected, "TRAIN": " finals,lenet5_with_da, "}.items():
+        monkeypatch.setenv(name if name == "EMNIST_DIR" else f"EMNIST_{name}", value)
+    other = vars(load_notebook("other"))
+    assert {name: other[name] for name in expected} == expected
+    assert other["ONLY"] == {"finals", "lenet5_with_da"} and other["BUDGET"] is other["QUICK"]

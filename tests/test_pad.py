@@ -93,14 +93,11 @@ models = {{best: load_model(best)}}
 most_probable(models[best], np.zeros((28, 28), np.uint8))  # compiled, as by the cells before
 """
 WATCH = """
-window.answers = window.drawnAt = 0;
+window.answers = 0;
 window.pad = document.querySelector("canvas");
 window.bars = pad.parentElement.querySelector("div");
 pad.scrollIntoView({ block: "center" });
-const touched = () => { window.drawnAt = performance.now(); };
-for (const kind of ["pointerdown", "pointermove"]) pad.addEventListener(kind, touched);
-const answered = () => { answers += 1; window.late = performance.now() - drawnAt; };
-new MutationObserver(answered).observe(bars, { childList: true });
+new MutationObserver(() => { answers += 1; }).observe(bars, { childList: true });
 """
 
 
@@ -151,7 +148,7 @@ def page(tmp_path_factory):
 
 
 def draw_on(page, strokes):
-    """Clear the pad, draw; return the last answer's lines, its number, and its delay in seconds."""
+    """Clear the pad, draw; return the last answer's lines and its number."""
     page.find_element("xpath", "//button[text()='clear']").click()
     wait_for(page, lambda: page.execute_script("return bars.innerText") == "nothing drawn")
     page.execute_script("window.answers = 0")
@@ -166,18 +163,17 @@ def draw_on(page, strokes):
         pointer.pointer_up()
         chain.perform()
     time.sleep(1)
-    return page.execute_script("return [bars.innerText.split('\\n'), answers, late / 1000]")
+    return page.execute_script("return [bars.innerText.split('\\n'), answers]")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*ODD, "7", "e", "A"])
 def test_drawings_in_a_browser_are_read(page, name):
-    answer, answers, late = draw_on(page, ODD[name] if name in ODD else drawn(name, 0))
+    answer, answers = draw_on(page, ODD[name] if name in ODD else drawn(name, 0))
     assert answer == ["nothing drawn"] if name == "nothing" else len(answer) == 5
     assert "Traceback" not in page.find_element("tag name", "body").text
     if name not in ODD:
         assert answer[0].startswith(name) and answers > 3, "expected answers while it is drawn"
-        assert late < 0.3, f"expected the last answer within 0.3 s; found {late:.2f} s"
         STILL.parent.mkdir(exist_ok=True)
         STILL.write_bytes(page.find_element("xpath", "//canvas/..").screenshot_as_png)
 
