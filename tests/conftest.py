@@ -31,7 +31,8 @@ def code_cells():
 
 
 def defines(node):
-    """Return whether a statement imports, defines or sets a constant, and takes no time."""
+    """Return whether a statement imports, defines or sets a constant, and takes no time. The only
+    `try` outside of functions and loops is that around the imports."""
     if isinstance(node, ast.Assign | ast.AugAssign):
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
         names = [part.id for part in ast.walk(ast.Tuple(targets)) if isinstance(part, ast.Name)]
@@ -44,10 +45,6 @@ def run_cell(module, source, number=0, chosen=lambda node: True):
     file = f"<{module.__name__} cell {number}>"
     linecache.cache[file] = (len(source), None, source.splitlines(True), file)
     body = [node for node in ast.parse(source, file).body if chosen(node)]
-    if chosen is defines:  # its imports stand in a `try`
-        body = [
-            each for node in body for each in (node.body if isinstance(node, ast.Try) else [node])
-        ]
     exec(compile(ast.Module(body, []), file, "exec"), module.__dict__)
 
 
@@ -55,7 +52,7 @@ def load_notebook(name="notebook"):
     """Return a new module with the notebook's definitions and a few made-up images as its data."""
     module = sys.modules[name] = types.ModuleType(name)
     module.splits = {"train": examples(4, 0), "validation": examples(1, 1)}
-    module.versions = {"backend": "none"}
+    module.versions, module.screen = {"backend": "none"}, os.dup(2)  # what it restores
     for number, source in enumerate(code_cells()):
         run_cell(module, source, number, defines)
     return module
