@@ -36,7 +36,7 @@ def defines(node):
     if isinstance(node, ast.Assign | ast.AugAssign):
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
         names = [part.id for part in ast.walk(ast.Tuple(targets)) if isinstance(part, ast.Name)]
-        return all(name.isupper() and name != "AUGMENTED_DIGEST" for name in names)  # measured
+        return all(name.isupper() for name in names)
     return isinstance(node, ast.Import | ast.ImportFrom | ast.FunctionDef | ast.ClassDef | ast.Try)
 
 

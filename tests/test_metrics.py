@@ -93,9 +93,10 @@ def test_paired_tests(nb, absent):
     """Holm's correction, here of known values, counts the family that is shown, and no more."""
     ours = ("custom_with_da", "custom_equal_epochs_with_da")
     family = [(one, f"{name}_with_da") for one in ours for name in BIG]
-    family += [(f"{name}_with_da", f"{name}_without_da") for name in nb.ARCHITECTURES]
+    both = (*nb.ARCHITECTURES, "custom_equal_epochs")
+    family += [(f"{name}_with_da", f"{name}_without_da") for name in both]
     shown = [(*pair, test) for pair in family if absent not in pair for test in TESTS]
-    random, keys = np.random.RandomState(0), {*nb.MODELS, ours[1]} - {absent}
+    random, keys = np.random.RandomState(0), {*nb.MODELS, *family[-1]} - {absent}
     right = {(key, test): random.rand(40) < 0.6 for key in sorted(keys) for test in TESTS}
     found = nb.paired_tests(right)
     assert [(entry["first"], entry["second"], entry["test"]) for entry in found] == shown
@@ -268,42 +269,37 @@ def test_conclusions(nb, record):
     right = {f"custom_{variant}": dict.fromkeys(kinds, each) for variant, each in counts.items()}
     record["robustness"]["right"] = right
     equal = {test: {"accuracy": a} for test, a in zip(TESTS, (0.8765, 0.8654), strict=True)}
-    record["references"]["custom_equal_epochs"] = {"with_da": {"epochs": 6, **equal}}
-    entry = {"second": "mobilenetv2_with_da", "difference": -0.01, "ci95": [-0.02, 0.0]}
-    entry |= {"first": "custom_equal_epochs_with_da", "p_holm": 0.04}
-    record["paired"] += [{**entry, "test": test} for test in TESTS]
-    ours, same, speed, gain, beyond, lacks, last = said = nb.conclusions(record)
+    both = {"with_da": {"epochs": 6, **equal}, "without_da": {"epochs": 6}}
+    record["references"]["custom_equal_epochs"] = both
+    entry = {"difference": -0.01, "ci95": [-0.02, 0.0], "p_holm": 0.04}
+    entry["first"] = "custom_equal_epochs_with_da"
+    for other in ("mobilenetv2_with_da", "custom_equal_epochs_without_da"):
+        record["paired"] += [{**entry, "second": other, "test": test} for test in TESTS]
+    ours, same, speed, gain, equal, beyond, lacks, last = said = nb.conclusions(record)
     text = (
         "After {} epochs with DA the custom network (900,000 parameters, 9 MFLOPs) reads {} of the"
     )
-    assert ours.startswith(
-        text.format(30, "89.0%") + " test images, 86.0% of the augmented; against "
-    )
-    assert same.startswith(
-        text.format(6, "87.6%") + " test images, 86.5% of the augmented; against "
-    )
-    _, resnet, mobile = ours.split("; against ")
-    assert resnet.startswith(
-        "ResNet50V2 after 6 that is +0.75 points (+0.35 to +1.25, p = 0.05; not"
-    )
-    assert resnet.endswith("not significant) and +0.35 points (-0.05 to +0.85, p = 0.05)")
-    assert mobile.startswith(
-        "MobileNetV2 after 6 that is +2.00 points (+1.60 to +2.50, p < 0.001) and"
-    )
-    assert mobile.endswith("and -2.30 points (-2.70 to -1.80, p = 0.2; not significant)")
-    assert (
-        "ResNet" not in same and "MobileNetV2 after 6 that is -1.00 points (-2.00 to +0.00" in same
-    )
+    text += " test images, {} of the augmented; against "
+    assert ours.startswith(text.format(30, "89.0%", "86.0%"))
+    assert same.startswith(text.format(6, "87.6%", "86.5%"))
+    _, resnet, mobile = (half.split(" and ") for half in ours.split("; against "))
+    text = "{} with DA after 6 that is {} points ({})".format
+    first = text("ResNet50V2", "+0.75", "+0.35 to +1.25, p = 0.05; not significant")
+    assert resnet == [first, "+0.35 points (-0.05 to +0.85, p = 0.05)"]
+    first = text("MobileNetV2", "+2.00", "+1.60 to +2.50, p < 0.001")
+    assert mobile == [first, "-2.30 points (-2.70 to -1.80, p = 0.2; not significant)"]
+    assert "ResNet" not in same and "MobileNetV2 with DA after 6 that is -1.00 points" in same
     assert "on made-up hardware it is 15.0 times as fast as ResNet50V2, 6.0 times as fast" in speed
     assert "2.0 times as fast as MobileNetV2 at 56 px" in speed
-    assert "DA changes Custom CNN by +1.00 points" in gain and "+11.00 points" in gain
+    assert "DA changes Custom CNN in 30 epochs by +1.00 points" in gain and "+11.00 points" in gain
+    assert equal.startswith("DA changes Custom CNN in 6 epochs by -1.00 points (-2.00 to +0.00, p")
     noise, stroke = lacks.split(" it reads ")[1].split("; ")
     assert beyond.endswith("of DA it reads rotation (degrees) 60: 80% with DA, 45% without")
     assert noise == "noise (sigma) 60: 80% with DA, 45% without"
     assert stroke == "stroke (thicker) -2: 20% with DA, 30% without"
     assert re.search(r"45% .*97\.0%", last)  # 5 of 11 points
     backed = r"[+-]\d+\.\d\d points \([+-][\d.]+ to [+-][\d.]+, p [=<] [\d.]+(; not significant)?\)"
-    assert len(re.findall(backed, " ".join(said))) == " ".join(said).count("points") == 8
+    assert len(re.findall(backed, " ".join(said))) == " ".join(said).count("points") == 10
     record["paired"], record["images_per_second"] = [], {"custom": {"256": [1.0]}}
     assert not any(nb.TITLES[name] in line for name in BIG for line in nb.conclusions(record))
 
@@ -326,10 +322,10 @@ def test_collect(nb, tmp_path):
     assert found == {"models": {}, "references": {}}
     costs |= {**kept, "images": len(nb.splits["train"][1]), "file_bytes": 5}
     scores = {test: {"accuracy": f"lenet5_with_da{test}"} for test in TESTS}
-    assert lenet5 == {"params": 7, "mflops": 0, "with_da": {**costs, **scores}}
+    assert lenet5 == {"params": 7, "mflops": 0, "with_da": {**costs, **scores, "seeds": []}}
     assert custom["without_da"]["test"] == {"accuracy": "custom_without_datest"}
     seed = {test: f"custom_with_da_seed7851{test}" for test in TESTS}
-    assert custom["with_da"]["seeds"] == [seed] and "seeds" not in custom["without_da"]
+    assert custom["with_da"]["seeds"] == [seed] and custom["without_da"]["seeds"] == []
 
 
 def test_loading_goes_on_without_what_cannot_be_had(nb, capsys):
