@@ -180,7 +180,7 @@ def made_up_trials(nb, put=setattr):
         width, dropout = network.get("widths", [0])[0], network.get("dropout", 0)
         note("log", json.dumps([width, dropout, rate]))
         recall = 0.5 + rate + dropout / 7 + width / 1000
-        return {"recall": round(recall, 5), "parameters": 1, "MFLOPs": 0.1, "seconds": 2}
+        return {"recall": round(recall, 5), "parameters": 1, "MFLOPs": 0.1}
 
     shape = {"depths": (1, 1, 1), "stride": 1, "dense": 0}
     networks = [{"widths": (width, 4, 4), **shape} for width in (1, 2, 3)]
