@@ -110,6 +110,8 @@ def test_server_out_of_reach_is_left_alone(nb, serve):
             nb.UNREACHABLE[place] -= seconds  # as if it had been so long ago
         with pytest.raises(ConnectionError, match=f"{CLOSED}file.*{reason}"):
             nb.fetch(CLOSED + "file", "file", nb.read_bytes)
+    with pytest.raises(ConnectionError, match=r"mirror/file.*unknown url type"):
+        nb.fetch("mirror/file", "file", nb.read_bytes)
     url = serve({"cut": Reply(GOOD, cut=9), "file": GOOD}).url  # this one answers
     for name in ("missing", "cut"):
         with pytest.raises(ConnectionError, match=r"404|got only"):

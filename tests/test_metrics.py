@@ -290,12 +290,13 @@ def test_conclusions(nb, record):
     first = text("MobileNetV2", "+2.00", "+1.60 to +2.50, p < 0.001")
     assert mobile == [first, "-2.30 points (-2.70 to -1.80, p = 0.2; not significant)"]
     assert "ResNet" not in same and "MobileNetV2 with DA after 6 that is -1.00 points" in same
-    assert "on made-up hardware it is 15.0 times as fast as ResNet50V2, 6.0 times as fast" in speed
-    assert "2.0 times as fast as MobileNetV2 at 56 px" in speed
-    assert "DA changes Custom CNN in 30 epochs by +1.00 points" in gain and "+11.00 points" in gain
-    assert equal.startswith("DA changes Custom CNN in 6 epochs by -1.00 points (-2.00 to +0.00, p")
-    noise, stroke = lacks.split(" it reads ")[1].split("; ")
-    assert beyond.endswith("of DA it reads rotation (degrees) 60: 80% with DA, 45% without")
+    assert "on made-up hardware the custom network is 15.0 times as fast as ResNet50V2" in speed
+    assert "6.0 times" in speed and "2.0 times as fast as MobileNetV2 at 56 px" in speed
+    text = "DA changes the accuracy of Custom CNN after {} epochs by {} points".format
+    assert gain.startswith(text(30, "+1.00")) and "+11.00 points" in gain
+    assert equal.startswith(f"{text(6, '-1.00')} (-2.00 to +0.00, p")
+    noise, stroke = lacks.split(" network reads ")[1].split("; ")
+    assert beyond.endswith(" network reads rotation (degrees) 60: 80% with DA, 45% without")
     assert noise == "noise (sigma) 60: 80% with DA, 45% without"
     assert stroke == "stroke (thicker) -2: 20% with DA, 30% without"
     assert re.search(r"45% .*97\.0%", last)  # 5 of 11 points
@@ -332,11 +333,8 @@ def test_collect(nb, tmp_path):
 def test_loading_goes_on_without_what_cannot_be_had(nb, capsys):
     faults = [FileNotFoundError("a"), ConnectionError("no server"), ValueError("bad file")]
     net = Fake(count_params=lambda: 1234)
-    put = {
-        "load_model": mock.Mock(side_effect=[*faults, net, net, net, net]),
-        "PROFILE": "pretrained",
-    }
-    put |= dict.fromkeys(("loaded", "models", "others"))
+    put = {"load_model": mock.Mock(side_effect=[*faults, net, net, net, net])}
+    put |= {**dict.fromkeys(("loaded", "models")), "records": [nb.OURS[1]]}
     with mock.patch.dict(vars(nb), put):
         run_cell_with(nb, "loaded[key] = load_model(key)")
         assert list(nb.models) == nb.MODELS[3:] and list(nb.loaded) == [*nb.models, nb.OURS[1]]

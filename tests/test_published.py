@@ -1,5 +1,7 @@
 """The published models, the README and the committed notebook say the same."""
 
+import html
+import itertools
 import json
 import os
 import re
@@ -76,9 +78,9 @@ def test_sums_are_complete_and_pinned(nb):
     assert all(path.stat().st_size < 48_000_000 for path in files)
 
 
-def test_records_are_of_the_published_files():
-    """And tell nothing of the machine they were made on."""
-    assert set(MODELS) <= set(RECORDS)
+def test_records_are_of_the_published_files(nb):
+    """All six models are published; and nothing is told of the machine they were made on."""
+    assert set(MODELS) == set(nb.MODELS) <= set(RECORDS)
     for key, record in RECORDS.items():
         assert all((PRETRAINED / name).is_file() for name in record["files"]), key
         assert len(record["history"]) == record["made_from"]["epochs"], key
@@ -109,6 +111,10 @@ def test_readme_shows_results_json(nb):
     block = re.search(r"<!-- results -->\n(.*?)<!-- /results -->", README, re.S)[1]
     head, _, *rows = (line.strip("| ").split(" | ") for line in block.strip().splitlines())
     assert (head, rows) == (list(summary), summary.values.tolist())
+    found = {key: entry for key, _, entry in nb.entries(RESULTS)}
+    pairs = itertools.product((nb.OURS[0], *nb.THEIRS), nb.TEST_SETS)
+    said = [f"{100 * found[key][test]['accuracy']:.1f}" for key, test in pairs]
+    assert re.findall(r"\d+\.\d", README.split("**")[1]) == said
 
 
 def test_committed_notebook_shows_results_json(nb):
@@ -116,6 +122,9 @@ def test_committed_notebook_shows_results_json(nb):
     shown = "\n".join("".join(data.get(kind, "")) for data in outputs for kind in data)
     expected = [*nb.summary(RESULTS).astype(str).values.flat, *nb.conclusions(RESULTS)]
     assert not [text for text in expected if text not in shown]
+    verdicts = [html.escape(nb.verdict(entry)) for entry in RESULTS["paired"]]
+    tables = "".join("".join(data.get("text/html", "")) for data in outputs)
+    assert not [text for text in verdicts if text not in tables]
 
 
 def test_results_agree_with_each_other(nb):
@@ -126,6 +135,12 @@ def test_results_agree_with_each_other(nb):
     for pair in RESULTS["paired"]:
         first, second = (found[pair[n]][pair["test"]]["accuracy"] for n in ("first", "second"))
         assert pair["difference"] == pytest.approx(first - second, abs=2e-6), pair
+        count = pair["gain"] + pair["loss"]
+        assert pair["p"] == pytest.approx(nb.stats.binomtest(pair["gain"], count).pvalue), pair
+        difference = (pair["gain"] - pair["loss"]) / RESULTS["data"]["test_images"]
+        assert pair["difference"] == pytest.approx(difference, abs=1e-6)
+    holm = nb.holm([pair["p"] for pair in RESULTS["paired"]])
+    assert [pair["p_holm"] for pair in RESULTS["paired"]] == pytest.approx(holm)
     for key, curves in RESULTS["robustness"]["right"].items():
         share = curves["rotation, degrees"][0] / RESULTS["robustness"]["images"]
         assert share == pytest.approx(found[key]["test"]["accuracy"], abs=0.05), key

@@ -387,6 +387,9 @@ def test_images_that_any_model_was_trained_on_are_listed(small):
         run_cell_with(small, "plan = planned(networks, rates)")
     listed = {5, 7, *small.image_digests(small.splits["train"][0])}
     assert set(np.load(small.PUBLISH / "train_images.npy")) == listed
+    put["ONLY"] = {"none", "custom_with_ad"}
+    with patch.dict(vars(small), put), pytest.raises(ValueError, match=r"found \['custom_with_ad'"):
+        run_cell_with(small, "plan = planned(networks, rates)")
 
 
 def test_failed_trials_are_an_error_and_run_again(small, tried, monkeypatch):
@@ -434,6 +437,8 @@ def test_step_2(small, tried, rate, beyond):
     found = [(plan["network"]["widths"][0], plan["learning_rate"]) for plan in tried.calls]
     expected = [(width, rate) for width in (8, 7, 6, 5, 2)] + [(2, beyond)] * bool(beyond)
     assert found == expected and {plan["epochs"] for plan in tried.calls} == {2}
+    caption = put["show"].call_args[0][1]
+    assert caption.startswith(f"Step 2, the best first; {len(expected) - 1} others are within two")
 
 
 @pytest.mark.parametrize("stride, dense, dropout, depth", ((1, 0, 0.1, 2), (2, 128, 0.0, 1)))
