@@ -115,7 +115,7 @@ OPERATIONS = {
     "oblong": (layers.Conv2D(2, (1, 5), strides=(2, 1)), 5 * 1 * 2 * 14 * 24),
     "depthwise": (layers.DepthwiseConv2D(3, 2, depth_multiplier=2), 9 * 1 * 2 * 13 * 13),
     "transposed": (layers.Conv2DTranspose(3, 4, strides=4), 16 * 1 * 3 * 28 * 28),
-    "dense, nested": (keras.Sequential([layers.Flatten(), layers.Dense(10)]), 784 * 10),
+    "dense, at each position": (layers.Dense(10), 1 * 10 * 28 * 28),
     "not counted": (layers.BatchNormalization(), 0),
 }
 
