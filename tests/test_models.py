@@ -309,7 +309,8 @@ def test_plan_of_a_full_run(nb, monkeypatch):
     epochs |= dict.fromkeys(("custom_without_da", "custom_with_da"), 30)
     epochs |= {"softmax_with_da": 10, "lenet5_with_da": 16, "mobilenetv2_56px_with_da": 6}
     epochs |= {"custom_equal_epochs_without_da": 6, "custom_equal_epochs_with_da": 6}
-    epochs |= {"custom_with_da_seed7851": 30, "custom_with_da_seed7852": 30}
+    epochs |= {f"custom_with_da_seed{seed}": 30 for seed in (7851, 7852, 7853, 7854)}
+    epochs |= {"custom_without_da_seed7851": 30, "custom_without_da_seed7852": 30}
     plan = nb.planned({"custom": TINY}, rates)
     assert {key: made_from["epochs"] for key, made_from in plan.items()} == epochs
     for key, made_from in plan.items():

@@ -99,11 +99,20 @@ def test_what_is_published_is_what_a_full_run_would_compute(nb, monkeypatch):
             how = each["network"], each["learning_rate"], True, size["epochs"], size["images"]
             pairs.append((each, nb.provenance("custom", *how)))
     best = max(trials["finals"], key=lambda trial: trial["recall"])["made_from"]
+    expected = {"neighbours": list(nb.neighbours(best).values())}
+    for name, grid in nb.FULL["rates"].items():
+        assert nb.RATES[name] in grid
+        expected[f"{name}_rate"] = [nb.provenance(name, {}, rate, True, 4, 8_000) for rate in grid]
+    for step, plan in expected.items():
+        found = [t["made_from"] for t in nb.read_json(PRETRAINED / f"tuning/{step}.json")["trials"]]
+        assert all(any(nb.same(old, new) for old in found) for new in plan), step
+        assert all(any(nb.same(old, new) for new in plan) for old in found), step
     rates = {**nb.RATES, "custom": best["learning_rate"]}
     plan = nb.planned({"custom": best["network"]}, rates)
+    assert plan.keys() == RECORDS.keys()
     pairs += [(RECORDS[key]["made_from"], plan[key]) for key in RECORDS]
     assert all(nb.same(old, new) for old, new in pairs)
-    assert len(pairs) > 45
+    assert len(pairs) > 60
 
 
 def test_readme_shows_results_json(nb):
