@@ -103,10 +103,10 @@ def test_what_is_published_is_what_a_full_run_would_compute(nb, monkeypatch):
     for name, grid in nb.FULL["rates"].items():
         assert nb.RATES[name] in grid
         expected[f"{name}_rate"] = [nb.provenance(name, {}, rate, True, 4, 8_000) for rate in grid]
-    for step, plan in expected.items():
-        found = [t["made_from"] for t in nb.read_json(PRETRAINED / f"tuning/{step}.json")["trials"]]
-        assert all(any(nb.same(old, new) for old in found) for new in plan), step
-        assert all(any(nb.same(old, new) for new in plan) for old in found), step
+    for step, news in expected.items():
+        olds = [t["made_from"] for t in nb.read_json(PRETRAINED / f"tuning/{step}.json")["trials"]]
+        assert all(any(nb.same(old, new) for old in olds) for new in news), step
+        assert all(any(nb.same(old, new) for new in news) for old in olds), step
     rates = {**nb.RATES, "custom": best["learning_rate"]}
     plan = nb.planned({"custom": best["network"]}, rates)
     assert plan.keys() == RECORDS.keys()
