@@ -230,13 +230,12 @@ def fill_disk(nb, folder, room):
         checkpoint.set_model(net)
         checkpoint.on_epoch_end(0, {"loss": 1.0})
 
+    weights, whole = nb.PUBLISH / "weights/custom_with_da.weights.h5", "mobilenetv2_with_da"
     writers = {
         nb.RUN / "list.json": lambda net: nb.write_json(nb.RUN / "list.json", [id(net)] * 5000),
         nb.RUN / "run.weights.h5": save,
-        nb.PUBLISH / "custom_with_da.weights.h5": lambda net: nb.write_model(net, "custom_with_da"),
-        nb.PUBLISH / "mobilenetv2_with_da.keras": lambda net: nb.write_model(
-            net, "mobilenetv2_with_da"
-        ),
+        weights: lambda net: nb.write_model(net, "custom_with_da"),
+        nb.PUBLISH / f"{whole}.keras": lambda net: nb.write_model(net, whole),
     }
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     for path, write in writers.items():
