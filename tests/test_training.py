@@ -1,5 +1,6 @@
 """Augmentation, the recipe, the order of batches, trainings that are taken up again, the search."""
 
+import gc
 import json
 import math
 from types import SimpleNamespace
@@ -236,6 +237,19 @@ def test_history(nb, whole):
     assert len(set(losses)) == 4 and losses[3] < losses[0] - 0.1
     _, history = nb.run({**whole.made_from, "seed": 1})
     assert not set(losses) & {epoch["loss"] for epoch in history}
+
+
+def test_no_graph_outlives_its_training(small):
+    """A network that is no longer used, and its optimiser, do not stay in memory."""
+
+    def graphs():
+        gc.collect()
+        return sum(type(each).__name__ == "FuncGraph" for each in gc.get_objects())
+
+    before = graphs()
+    small.run(small.provenance("softmax", {}, 0.02, True, 1))
+    keras.utils.clear_session()
+    assert graphs() <= before
 
 
 @pytest.mark.parametrize("epoch, batch", ((1, 0), (2, 3)))
