@@ -135,3 +135,4 @@ def test_chief_and_workers(together, tmp_path):
     assert last == ["chief", "goes on"] and {name for name, _ in ran} == {"worker0", "worker1"}
     assert counts.pop(tried[1]) == 2 and set(counts.values()) == {1} and len(counts) == 5
     assert len(json.loads(next(tmp_path.rglob("search.json")).read_text())["trials"]) == 6
+    assert together("worker2").wait() == 0 and begun(log)[-1] == last, "who comes late goes on"

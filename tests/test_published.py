@@ -19,8 +19,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 MODELS = [f"{name}_{variant}" for name, model in RESULTS["models"].items()
           for variant in ("without_da", "with_da") if variant in model]  # fmt: skip
 LINES = """
-import json, numpy, wget
-wget.download = lambda url: url.replace({url!r}, {folder!r})
+import json, keras, numpy
+keras.utils.get_file = lambda origin: origin.replace({url!r}, {folder!r})
 {load}
 images, labels = numpy.load("images.npy"), numpy.load("labels.npy")
 {evaluate}
