@@ -133,7 +133,9 @@ def page(tmp_path_factory):
     with (folder / "log").open("w") as log:
         server = subprocess.Popen(command.split(), env=os.environ | home, stdout=log, stderr=log)
     url = f"http://127.0.0.1:{port}/lab/tree/pad.ipynb?token=secret"
-    status = "return jupyterapp.shell.currentWidget.sessionContext.session.kernel.status"
+    status = """const [book] = jupyterapp.shell.widgets("main");
+        jupyterapp.shell.activateById(book.id);
+        return book.sessionContext.session.kernel.status"""
     try:
         with webdriver.Chrome(options, webdriver.ChromeService(driver)) as browser:
             wait_for(browser, lambda: browser.get(url) or True)
