@@ -1,4 +1,4 @@
-"""Fixtures: the notebook's own definitions, never a copy of them, and what several files need."""
+"""Fixtures: the notebook's own definitions, never a copy of them, for all tests."""
 
 import ast
 import json
@@ -14,9 +14,9 @@ import pytest
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("MPLBACKEND", "agg")
 ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOK = ROOT / "emnist.ipynb"
+NOTEBOOK = Path(os.environ.get("EMNIST_NOTEBOOK", ROOT / "emnist.ipynb"))
 RECONSTRUCTED = ROOT / "data" / "reconstructed"
-TINY = {"widths": [4, 6, 8], "depths": [1, 1, 2], "stride": 2, "dense": 0, "dropout": 0.2}
+TINY = {"widths": [4, 6, 8], "depths": [1, 1, 2], "stride": 2, "dense": 0}
 
 
 def cells(kind):
@@ -30,66 +30,66 @@ def code_cells():
     return ["".join(cell["source"]) for cell in cells("code")]
 
 
-def defines(node):
-    """Return whether a statement imports, defines or sets a constant, and takes no time. The only
-    `try` outside of functions and loops is that around the imports."""
-    if isinstance(node, ast.Assign | ast.AugAssign):
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-        names = [part.id for part in ast.walk(ast.Tuple(targets)) if isinstance(part, ast.Name)]
-        return all(name.isupper() for name in names)
-    return isinstance(node, ast.Import | ast.ImportFrom | ast.FunctionDef | ast.ClassDef | ast.Try)
+def is_definition(node):
+    """Return whether a statement imports, defines or sets constants, and takes no
+    time. The only `try` outside of functions that counts is that around the imports."""
+    if isinstance(node, ast.Try):
+        return isinstance(node.body[0], ast.Import)
+    if isinstance(node, ast.Assign):
+        names = [
+            part
+            for part in ast.walk(ast.Tuple(node.targets))
+            if isinstance(part, ast.Name)
+        ]
+        return all(name.id.isupper() for name in names)
+    return isinstance(
+        node, ast.Import | ast.ImportFrom | ast.FunctionDef | ast.ClassDef
+    )
 
 
-def run_cell(module, source, number=0, chosen=lambda node: True):
-    """Execute the chosen statements of a cell in `module`, with its lines in tracebacks."""
-    file = f"<{module.__name__} cell {number}>"
+def run_statements(module, source, name, chosen=lambda node: True):
+    """Execute the chosen statements of a cell in `module`, with its lines in
+    tracebacks.
+
+    Constants that are made from data of an earlier cell are left out.
+    """
+    file = f"<{module.__name__} {name}>"
     linecache.cache[file] = (len(source), None, source.splitlines(True), file)
-    body = [node for node in ast.parse(source, file).body if chosen(node)]
-    exec(compile(ast.Module(body, []), file, "exec"), module.__dict__)
+    for node in filter(chosen, ast.parse(source, file).body):
+        try:
+            exec(compile(ast.Module([node], []), file, "exec"), module.__dict__)
+        except NameError:
+            if not isinstance(node, ast.Assign):
+                raise
 
 
 def load_notebook(name="notebook"):
-    """Return a new module with the notebook's definitions and a few made-up images as its data."""
+    """Return a new module with the notebook's definitions and a few made-up images."""
     module = sys.modules[name] = types.ModuleType(name)
-    module.splits = {"train": examples(4, 0), "validation": examples(1, 1)}
-    module.versions, module.screen = {"backend": "none"}, os.dup(2)  # what it restores
+    module.screen = os.dup(2)  # what the cell that imports Keras restores
     for number, source in enumerate(code_cells()):
-        run_cell(module, source, number, defines)
+        run_statements(module, source, f"cell {number}", is_definition)
+    module.train_images, module.train_labels = examples(4, seed=0)
+    module.val_images, module.val_labels = examples(1, seed=1)
+    module.test_images, module.test_labels = examples(2, seed=2)
+    module.DATA_DIGESTS = {"train": "made up", "validation": "made up"}
     return module
 
 
 def run_cell_with(module, text):
     """Execute the whole cell in which `text` stands."""
     (source,) = [source for source in code_cells() if text in source]
-    run_cell(module, source)
+    run_statements(module, source, f"cell with {text[:20]!r}")
 
 
 def examples(count, seed):
-    """Return `count` noisy copies of each of 47 random pictures, and labels: easily learnt."""
-    clean = np.random.RandomState(42).choice([0.0, 255.0], (47, 7, 7)).repeat(4, 1).repeat(4, 2)
+    """Return `count` noisy copies of each of 47 random pictures, and labels: easily
+    learnt."""
+    clean = np.random.RandomState(42).choice([0.0, 255.0], (47, 7, 7))
+    clean = clean.repeat(4, axis=1).repeat(4, axis=2)
     labels = np.tile(np.arange(47), count).astype(np.uint8)
-    noisy = clean[labels] + np.random.RandomState(seed).normal(0, 40, (len(labels), 28, 28))
-    return np.clip(noisy, 0, 255).astype(np.uint8), labels
-
-
-def untimed(record):
-    """Return a list of dictionaries without the seconds, which no two runs share."""
-    return [{key: value for key, value in entry.items() if key != "seconds"} for entry in record]
-
-
-def arrays(net):
-    """Return a network's weights as bytes, to be compared to the last bit."""
-    return [weight.tobytes() for weight in net.get_weights()]
-
-
-def shrink(nb, put=setattr):
-    """Let `nb` compute everything itself, with a tiny budget, below the current folder."""
-    budget = {"batch": 46, "images": {}, "seeds": {"with_da": 2}, "rates": {}}
-    budget |= {"search": {"trials": 3, "images": 94, "epochs": 1}, "finals": {"epochs": 2}}
-    budget["epochs"] = dict.fromkeys(nb.BUDGET["epochs"], 2)
-    changed = {"PROFILE": "quick", "ONLY": set(), "BUDGET": budget, "RUN": Path("runs/quick")}
-    for name, value in {**changed, "PUBLISH": Path("runs/quick/pretrained")}.items():
-        put(nb, name, value)
+    noise = np.random.RandomState(seed).normal(0, 40, (len(labels), 28, 28))
+    return np.clip(clean[labels] + noise, 0, 255).astype(np.uint8), labels
 
 
 @pytest.fixture(scope="session")
@@ -100,7 +100,11 @@ def nb():
 
 @pytest.fixture
 def small(nb, tmp_path, monkeypatch):
-    """The notebook with a tiny budget, in an empty folder."""
+    """The notebook as a quick run that writes below an empty folder, which is the
+    current one."""
     monkeypatch.chdir(tmp_path)
-    shrink(nb, monkeypatch.setattr)
+    monkeypatch.setattr(nb, "PROFILE", "quick")
+    monkeypatch.setattr(nb, "QUICK", True)
+    monkeypatch.setattr(nb, "RUNS", Path("runs/quick"))
+    monkeypatch.setattr(nb, "PUBLISHED", Path("runs/quick/pretrained"))
     return nb

@@ -6,7 +6,8 @@ felt pen, pencil, chalk, brush) turns the curve into ink on a page with texture;
 at the page from a tilt, in uneven light, with a shadow, noise and JPEG compression.
 
 `python tests/draw_pictures.py` rewrites them. The name of a file begins with its character
-(`lower_a_...` for a lower-case one). They were drawn without a look at any model's answers.
+(`lower_a_...` for a lower-case one). They were drawn without a look at any model's answers. The
+picture of several characters, tests/text/two_lines.jpg, is drawn in the same way.
 """
 
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 FOLDER = Path(__file__).parent / "pictures"
+TEXT_PICTURE = Path(__file__).parent / "text" / "two_lines.jpg"
+TEXT = "Read 234\nHand 78"
 
 # Each character's strokes, which "/" parts: points x,y in hundredths of its height, x to the right,
 # y down. A curve runs smoothly through the points; a point given twice is a corner.
@@ -43,7 +46,8 @@ STROKES = {
 
 @dataclass
 class Pen:
-    """Ink of one kind: colour, width in units of the character's height, and how it lies."""
+    """Ink of one kind: colour, width in units of the character's height, and how it
+    lies."""
 
     colour: tuple
     width: float
@@ -83,6 +87,7 @@ class Scene:
     light_from: float = 0.0  # direction that the light comes from, degrees
     shadow: float = 0.0  # brightness lost in a cast shadow, 0-1
     ruled: float = 0.0  # distance of the printed lines in units of the picture's height
+    squared: bool = False  # lines both ways
     blur: float = 0.5  # of the lens, pixels
     noise: float = 1.5  # of the sensor, grey levels
     mode: str = "RGB"  # RGB, L, or RGBA: a drawing with a transparent background
@@ -126,7 +131,8 @@ SCENES = [
 
 
 def curve(points, step=0.004):
-    """Points every `step` along a smooth (Catmull-Rom) curve; a doubled point is a corner."""
+    """Points every `step` along a smooth (Catmull-Rom) curve; a doubled point is a
+    corner."""
     corners = np.flatnonzero((points[1:] == points[:-1]).all(1)) + 1
     path = []
     for piece in np.split(points, corners):
@@ -147,7 +153,8 @@ def rotation(degrees):
 
 
 def write(character, rng, slant, turn):
-    """The character's strokes as a hand writes them, centred on (0, 0), one unit high."""
+    """The character's strokes as a hand writes them, centred on (0, 0), one unit
+    high."""
     strokes = []
     for stroke in STROKES[character].split(" / "):
         points = np.array([point.split(",") for point in stroke.split()], float) / 100
@@ -168,7 +175,8 @@ def write(character, rng, slant, turn):
 
 
 def field(shape, cells, rng):
-    """Smooth noise (H, W) with mean 0 and deviation 1, `cells` bumps along the longer side."""
+    """Smooth noise (H, W) with mean 0 and deviation 1, `cells` bumps along the
+    longer side."""
     small = [max(2, round(n * cells / max(shape))) + 2 for n in shape]
     noise = Image.fromarray(rng.normal(0, 1, small).astype(np.float32))
     return np.asarray(noise.resize(shape[::-1], Image.Resampling.BICUBIC))
@@ -176,19 +184,25 @@ def field(shape, cells, rng):
 
 def ink_layer(strokes, pen, shape, height, centre, rng):
     """How much ink lies where: (H, W), 0-1."""
-    zoom = max(2, min(8, round(600 / shape[0])))  # finer than the picture, against jagged edges
+    zoom = max(
+        2, min(8, round(600 / shape[0]))
+    )  # finer than the picture, against jagged edges
     canvas = Image.new("L", (shape[1] * zoom, shape[0] * zoom))
     draw = ImageDraw.Draw(canvas)
     for path in strokes:
         along = np.linspace(0, 1, len(path))
         phase = rng.uniform(0, 2 * np.pi, 2)
-        swing = np.sin(2 * np.pi * np.array([[1.3], [3.1]]) * along + phase[:, None]).sum(0)
+        swing = np.sin(
+            2 * np.pi * np.array([[1.3], [3.1]]) * along + phase[:, None]
+        ).sum(0)
         radius = pen.width * (1 + pen.pressure * 0.5 * swing) * height * zoom / 2
         at = path * height * zoom + np.array(centre) * zoom
         for (x, y), r in zip(at, np.maximum(radius, 0.5), strict=True):
             draw.ellipse((x - r, y - r, x + r, y + r), fill=255)
     ink = np.asarray(canvas.resize(shape[::-1], Image.Resampling.BOX), np.float32) / 255
-    tooth = field(shape, max(shape) / 2.5, rng) + 0.6 * field(shape, max(shape) / 8, rng)
+    tooth = field(shape, max(shape) / 2.5, rng) + 0.6 * field(
+        shape, max(shape) / 8, rng
+    )
     return ink * pen.opacity * np.clip(1 - pen.grain * (0.35 + 0.6 * tooth), 0, 1)
 
 
@@ -199,15 +213,17 @@ def page(scene, shape, rng):
     if scene.ruled:
         step = scene.ruled * scene.size[1]
         thick = max(1.0, 0.0022 * scene.size[1])
-        y = np.arange(shape[0])[:, None, None]
-        near = np.abs((y + 0.3 * step) % step - step / 2)
-        line = np.clip(thick / 2 + 0.5 - near, 0, 1) * 0.6
-        sheet = sheet * (1 - line) + np.array((120, 150, 205), np.float32) * line
+        y, x = np.arange(shape[0])[:, None, None], np.arange(shape[1])[:, None]
+        for place in (y, x) if scene.squared else (y,):
+            near = np.abs((place + 0.3 * step) % step - step / 2)
+            line = np.clip(thick / 2 + 0.5 - near, 0, 1) * 0.6
+            sheet = sheet * (1 - line) + np.array((120, 150, 205), np.float32) * line
     return sheet
 
 
 def look_at(sheet, size, tilt, turn, rng):
-    """The page as a camera sees it that is held at a tilt: a perspective view, uint8."""
+    """The page as a camera sees it that is held at a tilt: a perspective view,
+    uint8."""
     width, height = size
     margin = np.array([(sheet.width - width) / 2, (sheet.height - height) / 2])
     corners = np.array([(0, 0), (width, 0), (width, height), (0, height)], float)
@@ -220,11 +236,14 @@ def look_at(sheet, size, tilt, turn, rng):
         rows += [[x, y, 1, 0, 0, 0, -u * x, -u * y], [0, 0, 0, x, y, 1, -v * x, -v * y]]
         values += [u, v]
     view = np.linalg.solve(np.array(rows), np.array(values))
-    return sheet.transform(size, Image.Transform.PERSPECTIVE, view, Image.Resampling.BICUBIC)
+    return sheet.transform(
+        size, Image.Transform.PERSPECTIVE, view, Image.Resampling.BICUBIC
+    )
 
 
 def daylight(scene, rng):
-    """Brightness (H, W), about 0-1: light from one side, dim corners, and a cast shadow."""
+    """Brightness (H, W), about 0-1: light from one side, dim corners, and a cast
+    shadow."""
     width, height = scene.size
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     x, y = x / width - 0.5, y / height - 0.5
@@ -232,28 +251,60 @@ def daylight(scene, rng):
     light = 1 - scene.light * (0.5 - (x * np.cos(angle) + y * np.sin(angle)) / 1.42)
     light *= 1 - 0.35 * scene.light * (x**2 + y**2) * 2
     if scene.shadow:  # of a hand and the phone: a wavy edge, softer further away
-        edge = rng.uniform(-0.1, 0.1) + 0.5 * x + 0.06 * np.sin(7 * x + rng.uniform(0, 6))
+        edge = (
+            rng.uniform(-0.1, 0.1) + 0.5 * x + 0.06 * np.sin(7 * x + rng.uniform(0, 6))
+        )
         soft = 0.006 + 0.025 * np.abs(x + 0.5)
         light *= 1 - scene.shadow / (1 + np.exp(-(y - edge) / soft))
     return light
 
 
-def draw_picture(scene, pen=None):
-    """The picture of one scene, always the same; `pen` may stand in for the scene's own."""
+def write_text(text, rng, slant, gap=0.3, line=1.6):
+    """The strokes of several characters, each one unit high (a, e and n less) and
+    `gap` units from the next, in lines `line` units apart, centred on (0, 0)."""
+    strokes = []
+    for row, words in enumerate(text.split("\n")):
+        right = 0.0
+        for character in words:
+            if character == " ":
+                right += 0.7
+                continue
+            size = 0.7 if character in "aen" else 1.0
+            parts = [size * part for part in write(character, rng, slant, 0)]
+            ends = np.concatenate(parts)[:, 0]
+            shift = np.array([right - ends.min(), row * line + (1 - size) / 2])
+            strokes += [part + shift for part in parts]
+            right += np.ptp(ends) + gap
+    points = np.concatenate(strokes)
+    return [part - (points.min(0) + points.max(0)) / 2 for part in strokes]
+
+
+def draw_picture(scene, pen=None, text=None):
+    """The picture of one scene, always the same; `pen` may stand in for the scene's
+    own, and a text for its character."""
     rng = np.random.RandomState(scene.seed)
     width, height = scene.size
     pen = pen or PENS[scene.pen]
     flat = scene.mode == "RGBA"  # a drawing: no page, no camera
-    strokes = write(scene.name.removeprefix("lower_")[0], rng, scene.slant, scene.turn * flat)
+    if text:
+        strokes = write_text(text, rng, scene.slant)
+    else:
+        strokes = write(
+            scene.name.removeprefix("lower_")[0], rng, scene.slant, scene.turn * flat
+        )
     room = 1.0 if flat else 1.4  # the page reaches beyond the frame
     shape = (round(height * room), round(width * room))
     centre = (np.array(scene.centre) - 0.5) * scene.size + (shape[1] / 2, shape[0] / 2)
     ink = ink_layer(strokes, pen, shape, scene.height * height, centre, rng)
     if flat:
         colour = np.broadcast_to(np.array(pen.colour, np.uint8), (*shape, 3))
-        return Image.fromarray(np.dstack([colour, np.round(ink * 255).astype(np.uint8)]))
+        return Image.fromarray(
+            np.dstack([colour, np.round(ink * 255).astype(np.uint8)])
+        )
     sheet = page(scene, shape, rng)
-    sheet = sheet * (1 - ink[..., None]) + np.array(pen.colour, np.float32) * ink[..., None]
+    sheet = (
+        sheet * (1 - ink[..., None]) + np.array(pen.colour, np.float32) * ink[..., None]
+    )
     sheet = Image.fromarray(np.clip(sheet, 0, 255).astype(np.uint8))
     seen = look_at(sheet, scene.size, scene.tilt, scene.turn, rng)
     seen = seen.filter(ImageFilter.GaussianBlur(scene.blur))
@@ -263,7 +314,16 @@ def draw_picture(scene, pen=None):
     return picture.convert(scene.mode)
 
 
+TEXT_SCENE = Scene("two_lines.jpg", (900, 560), "ball", 3, 0.22, slant=0.1, turn=-1, tilt=0.03,
+                   light=0.3, light_from=40, texture=2, noise=2, quality=80)  # fmt: skip
+
 if __name__ == "__main__":  # rewrite every picture
+    TEXT_PICTURE.parent.mkdir(exist_ok=True)
+    draw_picture(TEXT_SCENE, text=TEXT).save(TEXT_PICTURE, quality=TEXT_SCENE.quality)
     for scene in SCENES:
-        options = {"quality": scene.quality} if scene.name.endswith("jpg") else {"optimize": True}
+        options = (
+            {"quality": scene.quality}
+            if scene.name.endswith("jpg")
+            else {"optimize": True}
+        )
         draw_picture(scene).save(FOLDER / scene.name, **options)

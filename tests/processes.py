@@ -1,10 +1,10 @@
-"""Child processes that have the notebook loaded already, to be killed or to work together.
+"""Child processes that have the notebook loaded, to be killed or to work together.
 
 with Nursery("test_survival") as nursery:
     child = nursery.start("job", {"NAME": "value"}, argument=3)
 
-One process loads the notebook, which takes seconds, and forks a child for each job before anything
-is computed. A job is a function `job(nb, argument=3)` of the module named.
+One process loads the notebook, which takes seconds, and forks a child for each job
+before anything is computed. A job is a function `job(nb, argument=3)` of the module.
 """
 
 import importlib
@@ -20,7 +20,7 @@ from pathlib import Path
 
 
 class Child:
-    """A forked process; `output` is what it has printed, `result` what its job returned."""
+    """A forked process; `output` is what it printed, `result` what its job returned."""
 
     def __init__(self, nursery, pid, folder):
         self.nursery, self.pid, self.folder, self.code = nursery, pid, folder, None
@@ -59,7 +59,10 @@ class Nursery:
     def __init__(self, module, **environment):
         self.children, self.folder = [], tempfile.TemporaryDirectory()
         streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        command, environment = [sys.executable, __file__, module], {**os.environ, **environment}
+        command, environment = (
+            [sys.executable, __file__, module],
+            {**os.environ, **environment},
+        )
         self.process = subprocess.Popen(command, env=environment, **streams)
 
     def ask(self, order):
@@ -72,7 +75,9 @@ class Nursery:
         folder = Path(self.folder.name, str(len(self.children)))
         folder.mkdir()
         order = {"job": job, "environment": dict(environment), "arguments": arguments}
-        self.children.append(Child(self, self.ask({**order, "folder": str(folder)}), folder))
+        self.children.append(
+            Child(self, self.ask({**order, "folder": str(folder)}), folder)
+        )
         return self.children[-1]
 
     def __enter__(self):
@@ -104,12 +109,16 @@ def work(nb, module, order):
         os._exit(code)
 
 
-if __name__ == "__main__":  # fork for every order that comes in; tell process ids and exit codes
+if __name__ == "__main__":  # fork for every order; tell process ids and exit codes
+    import keras
     from conftest import load_notebook
 
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    list_devices = keras.distribution.list_devices
+    keras.distribution.list_devices = list  # or threads start, which no fork keeps
     nb, module = load_notebook(), importlib.import_module(sys.argv[1])
+    keras.distribution.list_devices = list_devices
     for line in sys.stdin:
         order = json.loads(line)
         if "poll" in order:

@@ -2,8 +2,7 @@
 
 import re
 import threading
-from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
@@ -13,32 +12,40 @@ class Reply:
 
     content: bytes = b""
     status: int = 200
-    length: int | str | None = None  # the Content-Length to claim; "none" sends no such header
-    cut: int | None = None  # close the connection after this many bytes
+    length: int | None = None  # the Content-Length to claim; -1 sends no such header
     step: int = 1 << 16  # bytes to send at a time,
-    pause: float = 0  # and seconds to wait after each
-    stall: bool = False  # accept the request and say nothing
-    gate: threading.Barrier | None = None  # to wait at, so that clients come at the same time
+    pause: float = 0  # and seconds to wait before each
+    stall_at: int | None = None  # say nothing more after this many bytes
     ranges: bool = True  # whether byte ranges are served
-    headers: dict = field(default_factory=dict)
 
 
 class Server:
-    """Serve `replies`, {path: bytes or Reply}, on a free port; what is not in it is a 404."""
+    """Serve `replies`, {path: bytes or Reply}, on a free port; all else is a 404.
+
+    `paths` are those that were asked for, as they were spelled; `sent` counts bytes.
+    """
 
     def __init__(self, replies=()):
-        self.replies, self.ended = dict(replies), threading.Event()
-        self.paths, self.ranges = [], []  # asked for, and the Range headers
-        self.sent = Counter()  # {path: bytes}
+        self.replies = dict(replies)
+        self.ended = threading.Event()
+        self.paths = []
+        self.sent = 0
 
     def __enter__(self):
-        does = {"do_GET": lambda handler: self.answer(handler), "log_message": lambda *_: None}
+        does = {
+            "do_GET": lambda handler: self.answer(handler),
+            "log_message": lambda *_: None,
+        }
         handler = type("Handler", (BaseHTTPRequestHandler,), does)
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self.http.daemon_threads, self.http.block_on_close = True, False
-        self.http.handle_error = lambda *_: None  # clients that hang up are part of the plan
-        self.url = f"http://127.0.0.1:{self.http.server_port}/"
-        threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
+        self.http.daemon_threads = True
+        self.http.block_on_close = False
+        self.http.handle_error = lambda *_: None  # clients that hang up are expected
+        self.url = f"http://127.0.0.1:{self.http.server_port}"
+        serve = threading.Thread(
+            target=self.http.serve_forever, args=(0.02,), daemon=True
+        )
+        serve.start()
         return self
 
     def __exit__(self, *_):
@@ -47,30 +54,32 @@ class Server:
         self.http.server_close()
 
     def answer(self, handler):
-        path, wanted = handler.path.lstrip("/"), handler.headers.get("Range")
+        path = handler.path.lstrip("/")
         self.paths.append(path)
-        self.ranges.append(wanted)
-        reply = self.replies.get(path, Reply(b"<html><h1>Not Found</h1></html>", status=404))
-        reply = reply if isinstance(reply, Reply) else Reply(reply)
-        if reply.stall:
-            return self.ended.wait(60)
-        if reply.gate is not None:
-            reply.gate.wait(30)
-        status, content, headers = reply.status, reply.content, dict(reply.headers)
+        not_found = Reply(b"<html><h1>Not Found</h1></html>", status=404)
+        reply = self.replies.get(path, not_found)
+        if isinstance(reply, bytes):
+            reply = Reply(reply)
+        status, content = reply.status, reply.content
+        headers = {}
+        wanted = handler.headers.get("Range")
         if wanted and reply.ranges and status == 200:
             first, last = re.fullmatch(r"bytes=(\d*)-(\d*)", wanted).groups()
             start = int(first) if first else max(len(content) - int(last), 0)
-            end = min(int(last) + 1, len(content)) if first and last else len(content)
-            status, headers["Content-Range"] = 206, f"bytes {start}-{end - 1}/{len(content)}"
-            content = content[start:end]
-        if reply.length != "none":
-            headers["Content-Length"] = len(content) if reply.length is None else reply.length
+            end = int(last) + 1 if first and last else len(content)
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(content)}"
+            status, content = 206, content[start:end]
+        if reply.length != -1:
+            headers["Content-Length"] = reply.length or len(content)
         handler.send_response(status)
         for name, value in headers.items():
             handler.send_header(name, str(value))
         handler.end_headers()
-        content = content[: reply.cut]
         for start in range(0, len(content), reply.step):
-            handler.wfile.write(content[start : start + reply.step])
-            self.sent[path] += len(content[start : start + reply.step])
+            if reply.stall_at is not None and start >= reply.stall_at:
+                self.ended.wait(15)
+                return
             self.ended.wait(reply.pause)
+            part = content[start : start + reply.step]
+            handler.wfile.write(part)
+            self.sent += len(part)

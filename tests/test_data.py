@@ -1,204 +1,231 @@
-"""Reading IDX files and mapping files, what is wrong with bad ones, and splitting the data."""
+"""Reading IDX and mapping files, good and bad; where they are found; the split."""
 
+import contextlib
 import gzip
 import hashlib
-import os
-import signal
-from unittest.mock import Mock
+import re
 
-import idx_files as made
 import numpy as np
 import pytest
-from conftest import RECONSTRUCTED, ROOT
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
-from idx_files import CODES, MAPPING, NAMES, complaint, idx, make_files, read, write
+from conftest import RECONSTRUCTED, ROOT, load_notebook, run_cell_with
+from idx_files import CODES, MAPPING, NAMES, idx, make_arrays, make_files, pack, write
 
-TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = NAMES.values()
-properties = settings(deadline=None, database=None, max_examples=120)
-kinds = st.sampled_from(["images", "labels"])
-class_sizes = st.lists(st.integers(0, 25), min_size=47, max_size=47).filter(any)
-damages = st.sampled_from(["cut", "append", "header", "any"])
-
-
-def test_atomic_replaces_and_keeps_the_ending(nb, tmp_path):
-    path = tmp_path / "a" / "b" / "model.weights.h5"
-    for text in ("first", "second"):
-        with nb.atomic(path) as temporary:
-            assert temporary.parent == path.parent and temporary.name.endswith(".weights.h5")
-            temporary.write_text(text)
-            assert path.exists() == (text == "second")
-    with nb.atomic(path) as one, nb.atomic(path) as two:  # as two runs at once
-        one.write_text("one")
-        two.write_text("two")
-    assert read(tmp_path) == {"a/b/model.weights.h5": b"one"}
-
-
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, "kill -9"])
-def test_atomic_leaves_the_old_file(nb, tmp_path, error):
-    write(tmp_path, {"file": b"old"})
-    if error == "kill -9":
-        if (child := os.fork()) == 0:
-            with nb.atomic(tmp_path / "file") as temporary:
-                temporary.write_bytes(b"half of the n")
-                os.kill(os.getpid(), signal.SIGKILL)
-        os.waitpid(child, 0)
-    else:
-        with pytest.raises(error, match=r"^why$"), nb.atomic(tmp_path / "file") as temporary:
-            temporary.write_bytes(b"half of the n")
-            raise error("why")
-    left = read(tmp_path)
-    assert left.pop("file") == b"old" and len(left) == (error == "kill -9")
-    assert all(name.startswith(".") for name in left)
-
-
-def test_atomic_says_what_cannot_be_written(nb, tmp_path, monkeypatch):
-    monkeypatch.setattr(nb.os, "fsync", Mock(side_effect=OSError("No space left")))
-    write(tmp_path, {"file": b"old"})
-    for path, reason in (("file", "No space left"), ("file/below", "could not be written")):
-        with pytest.raises(OSError, match=reason) as error:
-            nb.write_json(tmp_path / path, [1])
-        assert str(tmp_path / path) in str(error.value)
-    assert read(tmp_path) == {"file": b"old"}
-
-
-@properties
-@given(kinds, damages, st.integers(0, 2**20), st.binary(min_size=1))
-@example("images", "any", 0, b"\x08\x03")
-def test_any_other_bytes_are_rejected(nb, kind, damage, place, more):
-    content, size = idx(made.make_arrays()["test", kind]), {"images": 16, "labels": 8}[kind]
-    assert nb.parse_idx(content, kind, "file").tobytes() == content[size:]
-    header = bytearray(content[:size])
-    header[place % size] ^= 1 + place % 255
-    changed = {"cut": content[: place % len(content)], "append": content + more, "any": more}
-    changed["header"] = bytes(header) + content[size:]
-    with pytest.raises(ValueError, match=r"^some-file: expected .*; found "):
-        nb.parse_idx(changed[damage], kind, "some-file")
-
-
-@pytest.mark.parametrize("change", [bytes, gzip.compress])
-def test_size_limit(nb, tmp_path, monkeypatch, change):
-    monkeypatch.setattr(nb, "MOST_BYTES", 1000)
-    assert nb.read_bytes(write(tmp_path, {"file": change(bytes(1000))}) / "file") == bytes(1000)
-    with pytest.raises(ValueError, match="at most 1,000 bytes") as error:
-        nb.read_bytes(write(tmp_path, {"file": change(bytes(1001))}) / "file")
-    complaint(error, tmp_path / "file")
-
-
-@pytest.mark.parametrize("end", [b"\n", b"\r\n", b" \n"])
-def test_mapping_with_any_line_end(nb, tmp_path, end):
-    text = CODES.replace(b"\n", end)
-    for more in (text, text.rstrip(), text + end):
-        nb.read_mapping(write(tmp_path, {"m": more}) / "m")
-
-
-FILE_FAULTS = {  # which file, what is done to it, words of what is expected, of what is found
-    "magic number": (TRAIN_IMAGES, lambda c: b"\0\0\x08\x04" + c[4:], "2051", r"\x08\x04"),
-    "95 promised": (TRAIN_IMAGES, lambda c: c[:7] + b"\x5f" + c[8:], "74496 bytes", "73712"),
-    "zero labels": (TRAIN_LABELS, lambda c: idx(np.zeros(0)), "at least one", "[0]"),
-    "wide images": (TRAIN_IMAGES, lambda c: idx(np.zeros((94, 28, 32))), "(28, 28)", "28, 32"),
-    "label 47": (TRAIN_LABELS, lambda c: c[:-1] + b"\x2f", "0 to 46", "47"),
-    "a label too few": (TRAIN_LABELS, lambda c: idx(np.zeros(93)), "94 labels", "93"),
-    "HTML page": (TRAIN_LABELS, lambda c: made.HTML_PAGE, "2049", "an HTML page"),
-    "truncated gzip": (TRAIN_IMAGES, lambda c: gzip.compress(c)[:-20], "whole gzip", "end"),
-    "false sum": (TEST_LABELS, lambda c: gzip.compress(c)[:-8] + bytes(8), "whole gzip", "CRC"),
-    "46 classes": (MAPPING, lambda c: c[:-7], "line 47: '46 116'", "'nothing'"),
-    "48 classes": (MAPPING, lambda c: c + b"47 117", "line 48: 'nothing'", "'47 117'"),
-    "last character": (MAPPING, lambda c: c[:-2] + b"7", "line 47: '46 116'", "'46 117'"),
-    "counted from 1": (MAPPING, lambda c: b"1" + c[1:], "line 1: '0 48'", "'1 48'"),
-    "blank line": (MAPPING, lambda c: c.replace(b"\n", b"\n\n", 1), "line 2: '1 49'", "''"),
+SHIPPED = {  # SHA-256 of the files as they lie there
+    "mapping": "0b57cacbe7536ef91dd14bf1384f726f436dc619f026c03aa8c14a97e8730468",
+    "train-images": "ded06213e2f32ffa404465bfc63aa8437195b717fd7436c7cc371eb3fa666b17",
+    "train-labels": "c9e14f661ad9c62cfb4d2cdca69009e7bc9ee60d58580f52cfbeec9f712977d2",
+    "test-images": "9644d75d298eded0d8035725a67b0a8b38855d0f3c892144697ba04722aaf98f",
+    "test-labels": "19d6ee5c8a39468cd581fe33d1a3096435bccf0efc3933f927a9d26f5e0c2ef0",
 }
-
-
-@pytest.mark.parametrize("ending", ["", ".gz"])
-@pytest.mark.parametrize("fault", FILE_FAULTS)
-def test_bad_file_stops_the_run(nb, tmp_path, monkeypatch, fault, ending):
-    name, change, expected, found = FILE_FAULTS[fault]
-    files = make_files()
-    content = change(files.pop(name))
-    if ending and content[:2] != b"\x1f\x8b":
-        content = gzip.compress(content)
-    before = read(write(tmp_path, {**files, name + ending: content}))
-    monkeypatch.setattr(nb, "EMNIST_DIR", str(tmp_path))
-    with pytest.raises(ValueError) as error:
-        nb.load_emnist()
-    text = complaint(error, tmp_path / (name + ending)).replace(str(tmp_path), "")
-    wish, _, fact = text.replace("expected ", "", 1).partition("found")
-    assert expected in wish and found in fact and read(tmp_path) == before
-
-
-@pytest.mark.parametrize("name", [MAPPING, *NAMES.values()])
-def test_folder_lacks_a_file(nb, tmp_path, monkeypatch, name):
-    write(tmp_path, make_files())
-    (tmp_path / name).unlink()
-    monkeypatch.setattr(nb, "EMNIST_DIR", str(tmp_path))
-    with pytest.raises(FileNotFoundError) as error:
-        nb.load_emnist()
-    assert ".gz" in complaint(error, tmp_path / name)
-
-
-@pytest.mark.parametrize("style", [dict, made.pack])
-def test_official_files_are_told_by_their_digests(nb, tmp_path, monkeypatch, style):
-    made.declare(nb, monkeypatch)
-    files = make_files()
-    assert nb.read_folder(write(tmp_path, style(files)))["name"] == "official EMNIST Balanced"
-    ends_of_the_slice = (TRAIN_IMAGES, 16 + 784 * 10), (TRAIN_IMAGES, 16 + 784 * 20 - 1)
-    for name, place in (*ends_of_the_slice, (TEST_IMAGES, 16 + 784 * 7), (TEST_LABELS, 50)):
-        changed = bytearray(files[name])
-        changed[place] ^= 1
-        write(tmp_path, style({**files, name: bytes(changed)}))
-        assert nb.read_folder(tmp_path)["name"] == "other data in EMNIST's layout"
+TRAIN_DIGEST = "d728d25aaabc6af839de7dcf402e1630ff7b8c1588aa49174b70b31a41b9b821"
+VALIDATION_DIGEST = "2e69db2cb6d8b99b345eaa0ef2573a3b8baa86d7c511d9fc21cc949719657dd0"
+TEST_DIGEST = "301ccb13ca0b43278b064358645b405063678bea349fc4a4b091be4a7f917d6a"
+AUGMENTED_DIGEST = "29846be26c7e5cfb1acfb93a6a7fdd6e9f67fafa853bca7a3dfa6fb9f79f719e"
 
 
 @pytest.fixture(scope="module")
-def shipped(nb):
-    return nb.read_folder(RECONSTRUCTED)
+def real():
+    """The notebook after its cells that read and split the data of the repository."""
+    module = load_notebook("real")
+    module.DATA_SOURCE = "data/reconstructed"
+    module.QUICK = False
+    texts = ("fetch_official(DATA_FOLDER)", "def stratified", "held_out = strat")
+    with contextlib.chdir(ROOT):
+        for text in (*texts, "def data_digest"):
+            run_cell_with(module, text)
+    return module
 
 
-def test_pinned_digests(nb, shipped):
-    pins = repr([nb.OFFICIAL, nb.OFFICIAL_SLICE]).encode()
-    digest = "d0621472fae4b7d3708ac4937c23095f6cedc8d1c036b410e27d8d1da5d37926"
-    assert hashlib.sha256(pins).hexdigest() == digest
-    files = [RECONSTRUCTED / name for name in made.pack(make_files())]
-    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
-    assert digests == list(nb.SHIPPED.values()) and shipped["name"] == "the reconstructed split"
+def complains(path):
+    """Expect a ValueError that says what `path` should be and what it is."""
+    return pytest.raises(
+        ValueError, match=re.escape(f"{path}: expected") + ".*; found "
+    )
 
 
-def test_shipped_images_are_what_the_models_saw(nb, shipped):
-    """The published models name the images they were trained and validated on by digest."""
-    recorded = nb.read_json(ROOT / "pretrained" / "results.json")["data"]["digests"]
-    parts = nb.split_validation(*shipped["train"])
-    assert {name: nb.data_digest(*pair) for name, pair in parts.items()} == recorded
-    published = np.load(ROOT / "pretrained" / "train_images.npy")
-    assert nb.unseen(shipped["test"][0], published).all()
-    assert not nb.unseen(shipped["train"][0][:5000], published).any()
+def test_good_files_are_parsed(nb):
+    for key, array in make_arrays().items():
+        parsed = nb.parse_idx(idx(array), key.split("-")[1], "file")
+        assert parsed.dtype == np.uint8 and not parsed.flags.writeable
+        np.testing.assert_array_equal(parsed, array)  # in the file's orientation
 
 
-@properties
-@given(class_sizes, st.integers(0, 5), st.integers(1, 9))
-def test_split_and_subset(nb, sizes, seed, per_class):
-    labels = np.repeat(np.arange(47, dtype=np.uint8), sizes)
-    labels = np.random.default_rng(seed).permutation(labels)
-    images = np.arange(len(labels))  # any array will do
-    parts = nb.split_validation(images, labels, seed=seed)
-    assert sorted([*parts["train"][0], *parts["validation"][0]]) == images.tolist()
-    for numbers, part in parts.values():
-        np.testing.assert_array_equal(part, labels[numbers])
-    for size, held in zip(sizes, np.bincount(parts["validation"][1], minlength=47), strict=True):
-        assert abs(held - size / 10) <= 0.5 or (size < 15 and held == min(1, max(size - 1, 0)))
-    numbers, kept = nb.subset(images, labels, per_class, seed)
-    np.testing.assert_array_equal(kept, labels[numbers])
-    assert np.bincount(kept, minlength=47).tolist() == [min(size, per_class) for size in sizes]
-    assert len(set(numbers)) == len(kept)
-    assert nb.subset(images, labels, None, seed)[0].tolist() == images.tolist()
+IMAGES = idx(make_arrays()["test-images"])
+LABELS = idx(make_arrays()["test-labels"])
+BAD_FILES = {
+    "labels for images": ("images", LABELS),
+    "images for labels": ("labels", IMAGES),
+    "little-endian": ("labels", LABELS[3::-1] + LABELS[4:]),
+    "HTML page": ("images", b"<!DOCTYPE html>"),
+    "empty": ("labels", b""),
+    "only half a header": ("images", IMAGES[:10]),
+    "truncated": ("images", IMAGES[:-1]),
+    "one byte too many": ("labels", LABELS + b"\0"),
+    "zero images": ("images", idx(np.zeros((0, 28, 28)))),
+    "zero labels": ("labels", idx(np.zeros(0))),
+    "wide images": ("images", idx(np.zeros((47, 28, 32)))),
+    "label 47": ("labels", LABELS[:-1] + bytes([47])),
+}
 
 
-def test_images_that_were_trained_on_are_found(nb):
-    trained = made.make_arrays(seed=1)["train", "images"]
-    new, known = made.make_arrays(seed=2)["test", "images"], nb.image_digests(trained)
-    assert known.shape == (94,) and known.dtype == np.uint64 and len(set(known.tolist())) == 94
-    new[[4, 5, 40]] = trained[[90, 0, 17]]
-    assert np.flatnonzero(~nb.unseen(new, np.sort(known))).tolist() == [4, 5, 40]
-    new[4, 27, 27] ^= 1  # one pixel of one of them
-    assert np.flatnonzero(~nb.unseen(new, known)).tolist() == [5, 40]
-    assert nb.unseen(new, known[:0]).all() and nb.unseen(new[:0], known).shape == (0,)
+@pytest.mark.parametrize("fault", BAD_FILES)
+def test_bad_file_is_named(nb, fault):
+    kind, content = BAD_FILES[fault]
+    with complains("some-file"):
+        nb.parse_idx(content, kind, "some-file")
+
+
+def test_gzip_files_are_unzipped(nb, tmp_path):
+    path = tmp_path / "file"
+    packed = gzip.compress(LABELS)
+    for raw, content in ((LABELS, LABELS), (packed, LABELS), (b"", b"")):
+        path.write_bytes(raw)
+        assert nb.read_bytes(path) == content
+    wrong_sum = packed[:-8] + bytes(8)
+    wrong_body = packed[:20] + bytes(20) + packed[40:]
+    for damaged in (packed[:-9], packed[:3], wrong_sum, wrong_body):
+        path.write_bytes(damaged)
+        with complains(path):
+            nb.read_bytes(path)
+
+
+def test_mapping_is_checked(nb, tmp_path):
+    path = tmp_path / "mapping"
+    for good in (CODES, CODES.replace(b"\n", b"\r\n"), CODES.rstrip(), CODES + b"\n"):
+        path.write_bytes(good)
+        nb.check_mapping(path)
+    other_character = CODES.replace(b"46 116", b"46 117")
+    for bad in (CODES[:-7], CODES + b"47 117\n", other_character, b"1" + CODES, b""):
+        path.write_bytes(bad)
+        with complains(path):
+            nb.check_mapping(path)
+
+
+FILES = make_files()
+PACKED = pack(FILES)
+UNMAPPED = {name: content for name, content in FILES.items() if name != MAPPING}
+LAYOUTS = {
+    "plain": FILES,
+    "gzip": PACKED,
+    "torchvision": {f"EMNIST/raw/{name}": UNMAPPED[name] for name in UNMAPPED},
+    "NIST": {f"gzip/{name}": PACKED[name] for name in PACKED},
+    "Kaggle": {f"{name}/{name}": UNMAPPED[name] for name in UNMAPPED},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_of_other_sites(nb, tmp_path, layout):
+    """Images come out upright, which is transposed, and labels as they are."""
+    write(tmp_path, LAYOUTS[layout])
+    arrays, digests = nb.read_emnist(tmp_path)
+    assert nb.name_data(digests) == "other data in EMNIST's layout"
+    assert list(arrays) == list(digests) == list(NAMES)
+    for key, array in make_arrays().items():
+        upright = array.swapaxes(1, 2) if key.endswith("images") else array
+        np.testing.assert_array_equal(arrays[key], upright)
+        assert arrays[key].flags.c_contiguous
+
+
+def test_stray_files_do_no_harm(nb, tmp_path):
+    strays = [".DS_Store", "Thumbs.db", "emnist-letters-train-images-idx3-ubyte"]
+    strays += [f"{folder}._{name}" for name in FILES for folder in ("", "__MACOSX/")]
+    write(tmp_path, {**FILES, **dict.fromkeys(strays, b"stray")})
+    labels = nb.read_emnist(tmp_path)[0]["test-labels"]
+    np.testing.assert_array_equal(labels, make_arrays()["test-labels"])
+
+
+def test_hidden_folders_are_passed_over(nb, tmp_path):
+    """A process that is killed leaves half a file in a hidden folder."""
+    folder = write(tmp_path / ".cache", PACKED)  # itself hidden, but named
+    for hidden in (".partial-a1b2c3", ".ipynb_checkpoints", "gzip/.Trash-1000"):
+        write(folder / hidden, {name: PACKED[name][:-20] for name in PACKED})
+    nb.read_emnist(folder)
+
+
+def test_what_is_missing_is_named(nb, tmp_path):
+    for folder in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(
+            FileNotFoundError, match=re.escape(f"{folder}: expected emnist")
+        ):
+            nb.read_emnist(folder)
+    write(tmp_path, {**UNMAPPED, MAPPING: CODES[:-7]})
+    with complains(tmp_path / MAPPING):
+        nb.read_emnist(tmp_path)
+
+
+def test_counts_have_to_match(nb, tmp_path):
+    for key in ("train-labels", "test-labels"):
+        write(tmp_path, {**FILES, NAMES[key]: idx(make_arrays()[key][:-1])})
+        with complains(tmp_path) as error:
+            nb.read_emnist(tmp_path)
+        assert f"{key.split('-')[0]} label for each image" in str(error.value)
+
+
+def test_data_are_named_by_their_digests(nb, monkeypatch):
+    contents = {key: FILES[name] for key, name in NAMES.items()}
+    digests = {key: nb.sha256(content) for key, content in contents.items()}
+    labels = {key: digests[key] for key in ("train-labels", "test-labels")}
+    assert nb.name_data(digests) == "other data in EMNIST's layout"
+    monkeypatch.setattr(nb, "OFFICIAL_LABELS", labels)
+    assert nb.name_data(digests) == "official EMNIST Balanced"
+    monkeypatch.setattr(nb, "RECONSTRUCTED", {"mapping": "its digest", **digests})
+    assert nb.name_data(digests) == "the reconstructed split"
+
+
+def test_shipped_files_byte_for_byte(nb):
+    for key, digest in SHIPPED.items():
+        path = nb.find_file(RECONSTRUCTED, nb.FILES[key])
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == digest, key
+        assert nb.sha256(nb.read_bytes(path)) == nb.RECONSTRUCTED[key], key
+
+
+def test_split_is_the_published_one(real):
+    assert real.DATA_NAME == "the reconstructed split"
+    assert real.DATA_DIGESTS == {"train": TRAIN_DIGEST, "validation": VALIDATION_DIGEST}
+    assert real.data_digest(real.test_images, real.test_labels) == TEST_DIGEST
+    assert real.sha256(real.augment_test_set(real.test_images)) == AUGMENTED_DIGEST
+
+
+def test_no_image_is_in_two_parts(real):
+    parts = (real.train_images, real.val_images, real.test_images)
+    train, validation, test = (set(real.image_digests(part).tolist()) for part in parts)
+    assert not train & validation and not train & test and not validation & test
+    counts = np.bincount(real.data["train-labels"])
+    held_out = np.bincount(real.val_labels)
+    np.testing.assert_array_equal(np.bincount(real.train_labels), counts - held_out)
+    assert (np.abs(held_out - counts / 10) <= 0.5).all()
+
+
+def test_characters_stand_upright_under_their_labels(real):
+    """A T has most ink at the top, a d at the bottom, and a 1 in the middle columns."""
+    numbers = [real.CHARACTERS.index(character) for character in "Td1"]
+    t, d, one = (real.test_images[real.test_labels == n].mean(axis=0) for n in numbers)
+    assert t[:10].sum() > 2 * t[18:].sum()
+    assert d[18:].sum() > 2 * d[:10].sum()
+    assert one[:, 10:18].sum() > 2 * one[10:18].sum()
+
+
+@pytest.mark.parametrize("amount", [3, 0.1, 0.5, 1])
+def test_stratified(nb, amount):
+    """Of every class the same number or share, at least one, and the same each time."""
+    labels = np.repeat(np.arange(47), np.arange(47) + 1)
+    labels = np.random.RandomState(0).permutation(labels).astype(np.uint8)
+    picked = nb.stratified(labels, amount, seed=1)
+    assert (np.diff(picked) > 0).all()  # sorted, none twice
+    counts = np.bincount(labels)
+    wanted = np.minimum(amount, counts)
+    if isinstance(amount, float):
+        wanted = np.maximum(np.round(amount * counts), 1)
+    np.testing.assert_array_equal(np.bincount(labels[picked], minlength=47), wanted)
+    np.testing.assert_array_equal(picked, nb.stratified(labels, amount, seed=1))
+    assert picked.tolist() != nb.stratified(labels, amount, seed=2).tolist()
+
+
+def test_image_digests(nb):
+    images = make_arrays()["test-images"]
+    digests = nb.image_digests(images)
+    assert digests.dtype == np.uint64 and len(set(digests.tolist())) == len(images)
+    digest = hashlib.blake2b(images[0].tobytes(), digest_size=8).hexdigest()
+    assert f"{digests[0]:016x}" == digest  # the same on every machine
+    changed = images ^ np.uint8(1)
+    assert not np.isin(nb.image_digests(changed), digests).any()

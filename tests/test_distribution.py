@@ -1,138 +1,119 @@
-"""Several devices that train as one, and a search that a chief and workers share."""
+"""Several devices that train as one, and several processes that share a search."""
 
 import json
 import os
+import re
 import socket
-import time
-from collections import Counter
-from types import SimpleNamespace
+import subprocess
+import sys
+from pathlib import Path
 
-import keras
 import numpy as np
 import pytest
-from conftest import TINY, untimed
-from keras_tuner.src.distribute import oracle_chief
+from conftest import RECONSTRUCTED, TINY, code_cells
 from processes import Nursery
-from test_survival import lines, loaded_weights, made_up_trials, note, settle
+from test_survival import settle
+
+pytestmark = pytest.mark.slow
+ONE_DEVICE = "--xla_cpu_multi_thread_eigen=false"
+TWO_DEVICES = f"--xla_force_host_platform_device_count=2 {ONE_DEVICE}"
 
 
 @pytest.fixture(scope="module")
 def jax():
     pytest.importorskip("jax")
-    with Nursery("test_distribution", KERAS_BACKEND="jax", JAX_PLATFORMS="cpu") as nursery:
-        yield nursery
-
-
-@pytest.fixture(scope="module")
-def nursery():
-    with Nursery("test_distribution", CUDA_VISIBLE_DEVICES="") as nursery:
+    environment = {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
+    with Nursery("test_distribution", **environment) as nursery:
         yield nursery
 
 
 def train(nb, folder, stop=None):
     """The job: train a small network, in two parts if `stop`, and publish it."""
+    Path(folder).mkdir(exist_ok=True)
     settle(nb, folder)
-    made_from = nb.provenance("custom", {**TINY, "dropout": 0.0}, 0.02, False, 3)
-    path = nb.RUN / "run.weights.h5"
-
-    def on_train_batch_begin(self, batch, logs=None):
-        if len(self.history) == stop:
-            raise KeyboardInterrupt
-
+    training = nb.Training("custom", 0.02, 4, augmentation=False, network=TINY)
+    path = nb.RUNS / "run.weights.h5"
+    arguments = training, path, nb.train_images, nb.one_hot(nb.train_labels)
     if stop:
-        nb.Checkpoint.on_train_batch_begin = on_train_batch_begin
+        plain = nb.Checkpoint
+
+        class CutOff(plain):
+            def on_epoch_begin(self, epoch, logs=None):
+                super().on_epoch_begin(epoch, logs)
+                if epoch == stop:
+                    raise KeyboardInterrupt
+
+        nb.Checkpoint = CutOff
         with pytest.raises(KeyboardInterrupt):
-            nb.run(made_from, path)
-        del nb.Checkpoint.on_train_batch_begin
-    net, history = nb.run(made_from, path)
-    nb.publish("custom_without_da", net, made_from, history)
-    device_set = net.trainable_variables[0].value.sharding.device_set
-    return {"devices": len(device_set), "history": untimed(history)}
+            nb.train(*arguments)
+        nb.Checkpoint = plain
+    network, history = nb.train(*arguments)
+    devices = len(network.trainable_variables[0].value.sharding.device_set)
+    nb.publish("custom_without_da", network, training, history)
+    answers = nb.predict(nb.load_model("custom_without_da"), nb.test_images)
+    return {"devices": devices, "history": history, "answers": answers.tolist()}
 
 
 def test_two_devices_train_as_one(jax, tmp_path):
-    """The same losses as on one device; an interrupted run ends with the same weights."""
-    outcomes = {}
-    for name, count, stop in (("one", 1, None), ("two", 2, None), ("parts", 2, 2)):
-        flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
-        outcomes[name] = jax.start("train", flags, folder=str(tmp_path / name), stop=stop).result
-    one, two, parts = outcomes.values()
-    assert (one["devices"], two["devices"]) == (1, 2) and parts == two
-    losses = [[epoch["loss"] for epoch in outcome["history"]] for outcome in (one, two)]
-    np.testing.assert_allclose(*losses, rtol=1e-4)
-    assert losses[0][2] < losses[0][0], "nothing is learnt"
-    one, two, parts = (b"".join(loaded_weights(tmp_path / name).values()) for name in outcomes)
-    assert two == parts != b""
-    weights = (np.frombuffer(each, np.float16) for each in (one, two))
-    np.testing.assert_allclose(*weights, atol=5e-3)
+    """The same losses and answers as on one device; what was cut off goes on."""
+    outcomes = []
+    for name, flags, stop in (
+        ("one", ONE_DEVICE, None),
+        ("two", TWO_DEVICES, None),
+        ("parts", TWO_DEVICES, 2),
+    ):
+        folder = str(tmp_path / name)
+        child = jax.start("train", {"XLA_FLAGS": flags}, folder=folder, stop=stop)
+        outcomes.append(child.result)
+    assert [outcome["devices"] for outcome in outcomes] == [1, 2, 2]
+    losses = [[epoch["loss"] for epoch in each["history"]] for each in outcomes]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)
+    assert losses[0][-1] < losses[0][0], "nothing is learnt"
+    np.testing.assert_allclose(*[each["answers"] for each in outcomes[:2]], atol=5e-3)
+    assert losses[2][:2] == losses[1][:2] and len(losses[2]) == 4
 
 
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="of TensorFlow")
-def test_tensorflow_uses_one_of_several_cards(nb, monkeypatch):
-    monkeypatch.setattr(keras.distribution, "list_devices", lambda: ["cpu:0", "gpu:0", "gpu:1"])
-    assert nb.accelerators() == ["gpu:0", "gpu:1"]
-    with nb.fresh_start(1):
-        assert keras.distribution.distribution() is None
+def search_script():
+    """Return the notebook's code cells up to the search, with a note behind it."""
+    sources = code_cells()
+    (last,) = [n for n, source in enumerate(sources) if "= run_search()" in source]
+    return "\n\n".join([*sources[: last + 1], 'print("it goes on")'])
 
 
-def begun(log):
-    """Return [process, what it began] for every line of the log."""
-    return [line.split(" ", 1) for line in lines(log)]
-
-
-def share_search(nb, folder, log, hang=False):
-    """The job of chief and workers: the search; each notes what it tries and that it goes on."""
-    settle(nb, folder)
-    made_up_trials(nb)
-    nb.BUDGET["search"] = {**nb.BUDGET["search"], "trials": 6}
-    me, try_out = os.environ["KERASTUNER_TUNER_ID"], nb.try_out
-    if me == "chief":  # which looks every 20 seconds whether its workers have ended
-        oracle_chief.time = SimpleNamespace(sleep=lambda seconds: time.sleep(0.2))
-
-    def noting(made_from):
-        network, rate = made_from["network"], made_from["learning_rate"]
-        note(log, f"{me} {network['widths'][0]}/{network['dropout']}/{rate}")
-        while hang and [name for name, _ in begun(log)].count(me) == 2:
-            time.sleep(0.1)
-        time.sleep(0.5)
-        return try_out(made_from)
-
-    nb.try_out = noting
-    table = nb.search()
-    note(log, f"{me} goes on")
-    return table["name"].tolist()
-
-
-@pytest.fixture
-def together(nursery, tmp_path):
-    """A function that starts the search under a name, with its log in the file `log`."""
+def test_chief_and_workers(tmp_path):
+    """Two workers do the trials of a search; the chief alone goes on after it."""
+    (tmp_path / "script.py").write_text(search_script(), encoding="utf-8")
     with socket.socket() as place:
         place.bind(("127.0.0.1", 0))
         address, port = place.getsockname()
-
-    def start(name, **arguments):
-        names = {"TUNER_ID": name, "ORACLE_IP": address, "ORACLE_PORT": str(port)}
-        environment = {f"KERASTUNER_{key}": value for key, value in names.items()}
-        arguments |= {"folder": str(tmp_path / "search"), "log": str(tmp_path / "log")}
-        return nursery.start("share_search", environment, **arguments)
-
-    return start
-
-
-def test_chief_and_workers(together, tmp_path):
-    """One worker comes before the chief; one is killed, comes back and takes its trial up again."""
-    first, chief, second = together("worker0"), together("chief"), together("worker1", hang=True)
-    log, end, tried = tmp_path / "log", time.monotonic() + 120, []
-    while len(tried) < 2:
-        assert time.monotonic() < end, f"worker1 gets no second trial: {begun(log)}"
-        time.sleep(0.05)
-        tried = [trial for name, trial in begun(log) if name == "worker1"]
-    second.kill()
-    second = together("worker1")
-    assert len(set(chief.result)) == 6 and first.wait() == second.wait() == 0
-    *ran, last = begun(log)
-    counts = Counter(trial for _, trial in ran)
-    assert last == ["chief", "goes on"] and {name for name, _ in ran} == {"worker0", "worker1"}
-    assert counts.pop(tried[1]) == 2 and set(counts.values()) == {1} and len(counts) == 5
-    assert len(json.loads(next(tmp_path.rglob("search.json")).read_text())["trials"]) == 6
-    assert together("worker2").wait() == 0 and begun(log)[-1] == last, "who comes late goes on"
+    environment = {**os.environ, "EMNIST_PROFILE": "quick"}
+    environment |= {"EMNIST_DIR": str(RECONSTRUCTED), "MPLBACKEND": "agg"}
+    environment |= {
+        "KERASTUNER_ORACLE_IP": address,
+        "KERASTUNER_ORACLE_PORT": f"{port}",
+    }
+    processes = {}
+    for name in ("worker0", "chief", "worker1"):
+        processes[name] = subprocess.Popen(
+            [sys.executable, "script.py"],
+            cwd=tmp_path,
+            env={**environment, "KERASTUNER_TUNER_ID": name},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    try:
+        shown = {
+            name: each.communicate(timeout=500) for name, each in processes.items()
+        }
+    finally:
+        for process in processes.values():
+            process.kill()
+    for name, process in processes.items():
+        assert process.returncode == 0, shown[name][1][-3000:]
+        output = shown[name][0]
+        assert ("it goes on" in output) == (name == "chief")
+    epochs = {name: len(re.findall("^epoch", shown[name][0], re.M)) for name in shown}
+    assert epochs["chief"] == 0 and epochs["worker0"] + epochs["worker1"] == 2
+    record = tmp_path / "runs" / "quick" / "pretrained" / "tuning" / "search.json"
+    assert len(json.loads(record.read_text())["trials"]) == 2

@@ -1,266 +1,260 @@
-"""Downloads from servers that misbehave, published files, and the sources of the data in turn."""
+"""Downloads from servers that misbehave, and published files that are verified."""
 
 import contextlib
-import gzip
+import os
 import re
-import subprocess
-import tempfile
-import threading
+import signal
+import socket
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import idx_files as made
 import pytest
-from idx_files import MAPPING, NAMES, complaint, make_files, pack, read, write
+from idx_files import NAMES, read, write
 from servers import Reply, Server
 
-TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = NAMES.values()
-FILES, OTHERS = make_files(0), make_files(8)  # here the official files and the reconstructed
-PACKED, SHIPPED = pack(FILES), pack(OTHERS)
-GOOD, PAGE = FILES[TEST_IMAGES], made.HTML_PAGE  # 36,864 bytes
-ARCHIVE, MEMBER = made.make_zip(PACKED), PACKED[TEST_IMAGES + ".gz"]
-CLOSED = "http://127.0.0.1:9/"  # where nothing listens
-HOME, HERE, MODELS = Path(".."), Path(), Path("pretrained")
-OFFICIAL, RECONSTRUCTED = Path("data/official"), Path("data/reconstructed")
+FILES = made.make_files()
+PACKED = made.pack(FILES)
+ARCHIVE = made.make_zip(PACKED)
+GOOD = FILES[NAMES["test-images"]]  # 36,864 bytes
+set_timeout = socket.setdefaulttimeout
 
 
 @pytest.fixture
 def serve(nb, tmp_path, monkeypatch):
-    """A function that starts a server, to whose URL the constant `name` is set; HOME is empty."""
-    made.declare(nb, monkeypatch)
-    for folder in (tmp_path / "tmp", tmp_path / "here"):
-        folder.mkdir()
-        monkeypatch.chdir(folder)
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    """A function that starts a server of replies; the current folder is empty, and half
+    a second of silence ends a download."""
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    urls = dict.fromkeys(("DATA_URL", "RECONSTRUCTED_URL", "MODELS_URL"), CLOSED)
-    changed = {**urls, "NIST_URL": CLOSED + "gzip.zip", "UNREACHABLE": {}, "EMNIST_DIR": None}
-    for name, value in changed.items():
-        monkeypatch.setattr(nb, name, value)
-    started = []
-
-    def start(*arguments, popen=subprocess.Popen, **options):
-        started.append(popen(*arguments, **options))
-        return started[-1]
-
-    def serve(replies, name="MODELS_URL", path=""):
-        server = servers.enter_context(Server(replies))
-        monkeypatch.setattr(nb, name, server.url + path)
-        return server
-
-    monkeypatch.setattr(subprocess, "Popen", start)
+    monkeypatch.setattr(socket, "setdefaulttimeout", lambda _: set_timeout(0.5))
     with contextlib.ExitStack() as servers:
-        yield serve
-    assert all(process.poll() is not None for process in started), "a process is left running"
-    assert not list((tmp_path / "tmp").iterdir()), "temporary files are left"
-
-
-def test_good_download(nb, serve, capsys):
-    """It is checked before it reaches its place, and no code in the current folder is run."""
-    write(HERE, {"wget.py": b"raise SystemExit('mine')", "random.py": b"1 / 0"})
-    content, seen = bytes(range(256)) * 10_000, []
-    headers = {"Content-Disposition": 'attachment; filename="../evil"'}
-    for name, length in (("a", None), ("b", "none")):
-        reply, path = Reply(content, length=length, headers=headers), Path("data/deep") / name
-        url = serve({"file": reply}).url + "file"
-        nb.fetch(url, path, lambda _, path=path: seen.append(path.exists()))
-        assert path.read_bytes() == content
-    assert seen == [False, False] and len(read(HOME)) == 4
-    assert re.fullmatch(r"(Downloaded ., 2\.6 MB in \d+ s\n){2}", capsys.readouterr().out)
-
-
-FAULTS = {  # the reply, the kind of error, words of the reason
-    "404": (Reply(PAGE, status=404), ConnectionError, "404"),
-    "silent": (Reply(stall=True), ConnectionError, "given up with 0 bytes"),
-    "drip": (Reply(GOOD, step=1, pause=0.2), ConnectionError, "given up with"),
-    "cut half-way": (Reply(GOOD, cut=18432), ConnectionError, "got only 18432 out of"),
-    "cut, no length": (Reply(GOOD, cut=18432, length="none"), ValueError, "18432 bytes"),
-    "too much": (Reply(bytes(3_000_000), pause=0.05, length="none"), ConnectionError, "given up"),
-    "nothing with 200": (Reply(b""), ValueError, "b''"),
-    "other file": (Reply(OTHERS[TEST_IMAGES]), ValueError, "another SHA-256"),
-    "zip, no ranges": (Reply(ARCHIVE, ranges=False), ConnectionError, "range"),
-    "zip, no such member": (Reply(made.make_zip({})), ConnectionError, "no item named"),
-    "zip, broken": (Reply(ARCHIVE.replace(MEMBER[:99], bytes(99))), ConnectionError, "CRC"),
-    "zip, drip": (Reply(ARCHIVE, step=1, pause=0.2), ConnectionError, "given up"),
-}
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-def test_bad_download(nb, serve, monkeypatch, fault):
-    """The error names the URL and the reason; what stood in the file's place stays."""
-    reply, kind, reason = FAULTS[fault]
-    monkeypatch.setattr(nb, "STALL", 4 if reply.stall or reply.pause > 0.1 else 30)
-    monkeypatch.setattr(nb, "MOST_BYTES", 500_000)
-    server, begin = serve({"file": reply}), time.monotonic()
-    url, member = server.url + "file", f"gzip/{TEST_IMAGES}.gz" if "zip" in fault else None
-    old = read(write(HERE, {"file": b"old"}))
-    with pytest.raises(kind) as error:
-        nb.fetch(url, "file", lambda path: nb.check_official(path, ("test", "images")), member)
-    assert time.monotonic() - begin < 60  # of the 600 s that a download may take
-    assert type(error.value) is kind and url in str(error.value) and reason in str(error.value)
-    if kind is ValueError:
-        assert tempfile.gettempdir() not in complaint(error, url + ": expected")
-    assert read(HERE) == old and server.sent["file"] < 2_000_000
-
-
-def test_server_out_of_reach_is_left_alone(nb, serve):
-    for seconds, reason in ((0, "refused"), (0, "did not answer before"), (301, "refused")):
-        for place in nb.UNREACHABLE:
-            nb.UNREACHABLE[place] -= seconds  # as if it had been so long ago
-        with pytest.raises(ConnectionError, match=f"{CLOSED}file.*{reason}"):
-            nb.fetch(CLOSED + "file", "file", nb.read_bytes)
-    with pytest.raises(ConnectionError, match=r"mirror/file.*unknown url type"):
-        nb.fetch("mirror/file", "file", nb.read_bytes)
-    url = serve({"cut": Reply(GOOD, cut=9), "file": GOOD}).url  # this one answers
-    for name in ("missing", "cut"):
-        with pytest.raises(ConnectionError, match=r"404|got only"):
-            nb.fetch(url + name, "file", nb.read_bytes)
-    nb.fetch(url + "file", "file", nb.read_bytes)
-    assert read(HOME) == {"here/file": GOOD}
+        yield lambda replies: servers.enter_context(Server(replies))
+    set_timeout(None)
 
 
 @pytest.fixture
-def models(nb, monkeypatch):
-    """Published files, as a server has them; the list, which names two evil ones, is pinned."""
-    files = {"results.json": b"{}", "tuning/trial.json": b"[1]", "custom.weights.h5": b"w" * 9999}
-    listed = {**files, "../evil": b"evil", "/evil": b"evil"}.items()
-    sums = "".join(f"{nb.sha256(content)}  {name}\n" for name, content in listed).encode()
-    monkeypatch.setattr(nb, "MODELS_SHA256", nb.sha256(sums))
-    return {**files, "SHA256SUMS": sums}
+def closed():
+    """The URL of a server that refuses connections."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{unused.getsockname()[1]}"
 
 
-def test_published_files_are_fetched_once(nb, serve, models):
-    server = serve({f"deep/{name}": content for name, content in models.items()}, path="deep")
-    for name in [*models, *models]:
-        assert nb.published(name) == MODELS / name
-    assert set(nb.published_sums()) == {*models, "../evil", "/evil"} - {"SHA256SUMS"}
-    write(HERE, {"evil": b"evil"})
-    for name in ("../evil", "/evil", "tuning/../../evil", "other.json"):
-        with pytest.raises(FileNotFoundError, match=f"{name}: expected .* none so named"):
-            nb.published(name)
-    assert len(server.paths) == 4 and read(MODELS) == models
+@pytest.mark.parametrize("length", [None, -1])
+def test_good_download(nb, serve, capsys, length):
+    """The digest is that of the unzipped content; the file is kept as it came."""
+    packed = PACKED[NAMES["test-images"] + ".gz"]
+    replies = {
+        "file": Reply(GOOD, length=length),
+        "packed": Reply(packed, length=length),
+    }
+    server = serve(replies)
+    nb.fetch(f"{server.url}/file", "a/b/file", nb.sha256(GOOD))
+    assert capsys.readouterr().out == f"Downloading {server.url}/file\n"
+    nb.fetch(f"{server.url}/packed", "packed", nb.sha256(GOOD))
+    assert read(Path()) == {"a/b/file": GOOD, "packed": packed}
+
+
+BAD_REPLIES = {  # the reply, the kind of error, words of the reason
+    "404": (Reply(GOOD, status=404), ConnectionError, "404"),
+    "another file": (Reply(GOOD[::-1]), ValueError, "36,864 bytes"),
+    "HTML page": (Reply(made.HTML_PAGE), ValueError, "64 bytes"),
+    "cut": (Reply(GOOD, length=50_000), ConnectionError, "36864 out of 50000"),
+    "cut, no length": (Reply(GOOD[:-9], length=-1), ValueError, "36,855 bytes"),
+    "damaged gzip": (Reply(b"\x1f\x8b" + GOOD), (OSError, ValueError), "whole gzip"),
+    "silent": (Reply(GOOD, stall_at=0), ConnectionError, "timed out"),
+    "silent half-way": (
+        Reply(GOOD, step=9000, stall_at=9000),
+        ConnectionError,
+        "timed out",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", BAD_REPLIES)
+def test_bad_download(nb, serve, fault):
+    """The error names the URL and the reason; an old file stays, nothing is added."""
+    reply, kind, reason = BAD_REPLIES[fault]
+    write(Path(), {"data/file": b"old"})
+    url = serve({"file": reply}).url + "/file"
+    with pytest.raises(kind, match=f"^{re.escape(url)}: .*{reason}"):
+        nb.fetch(url, "data/file", nb.sha256(GOOD))
+    assert read(Path()) == {"data/file": b"old"}
+    assert [*Path("data").iterdir()] == [Path("data/file")]
+
+
+def test_no_server(nb, serve, closed, monkeypatch):
+    monkeypatch.setattr(nb, "NIST_URL", f"{closed}/gzip.zip")
+    with pytest.raises(ConnectionError, match=f"^{re.escape(nb.NIST_URL)}: could not"):
+        nb.fetch_official(Path())
+    for url in (f"{closed}/file", "mirror/file", "http://host.invalid/file"):
+        with pytest.raises(ConnectionError, match=f"^{re.escape(url)}: could not be"):
+            nb.fetch(url, "file", nb.sha256(GOOD))
+    assert [*Path().iterdir()] == []
+
+
+def test_slow_line_goes_on(nb, serve):
+    """Twice as long as a silence may last."""
+    server = serve({"file": Reply(GOOD, step=4000, pause=0.1)})
+    start = time.monotonic()
+    nb.fetch(f"{server.url}/file", "file", nb.sha256(GOOD))
+    assert time.monotonic() - start > 0.95 and read(Path()) == {"file": GOOD}
+
+
+ENCODED = ["my%20data/a", "na%C3%AFve", "50%25", "a%2Bb"]
+
+
+@pytest.mark.parametrize("path", ENCODED)
+def test_percent_encoded_url_is_asked_for_as_given(nb, serve, path):
+    server = serve({path: GOOD})
+    nb.fetch(f"{server.url}/{path}", "file", nb.sha256(GOOD))
+    assert server.paths == [path]
+
+
+def test_mirror_in_a_folder(nb, serve):
+    write(Path("my mirror"), {"file": GOOD})
+    nb.fetch(Path("my mirror/file").resolve().as_uri(), "file", nb.sha256(GOOD))
+    assert Path("file").read_bytes() == GOOD
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX")
+def test_killed_download_leaves_no_half_file(nb, serve):
+    """Neither at its place nor where data are looked for, and it can be had again."""
+    name = NAMES["test-images"]
+    server = serve({name: Reply(GOOD, step=9000, stall_at=18_000), "whole": GOOD})
+    if (child := os.fork()) == 0:
+        with contextlib.suppress(BaseException):
+            nb.fetch(f"{server.url}/{name}", name, nb.sha256(GOOD))
+        os._exit(1)
+    end = time.monotonic() + 10
+    while server.sent < 18_000 and time.monotonic() < end:
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert not Path(name).exists()
+    nb.fetch(f"{server.url}/whole", name, nb.sha256(GOOD))
+    assert Path(name).read_bytes() == GOOD
+    assert nb.find_file(Path(), name) == Path(name)
+
+
+def test_reconstructed_split_is_fetched(nb, serve, monkeypatch):
+    """What is there already is not fetched again, be it as it may."""
+    digests = {key: nb.sha256(FILES[name]) for key, name in NAMES.items()}
+    digests["mapping"] = nb.sha256(FILES[made.MAPPING])
+    monkeypatch.setattr(nb, "RECONSTRUCTED", digests)
+    server = serve({f"data/reconstructed/{name}": PACKED[name] for name in PACKED})
+    monkeypatch.setattr(nb, "REPOSITORY", server.url)
+    nb.fetch_reconstructed(Path("data"))
+    assert read(Path("data")) == PACKED and len(server.paths) == 5
+    assert nb.name_data(nb.read_emnist(Path("data"))[1]) == "the reconstructed split"
+    write(Path("data"), {made.MAPPING: b"mine"})
+    Path("data", NAMES["test-labels"] + ".gz").unlink()
+    nb.fetch_reconstructed(Path("data"))
+    assert read(Path("data")) == {**PACKED, made.MAPPING: b"mine"}
+    assert len(server.paths) == 6
+
+
+@pytest.fixture
+def official(nb, serve, monkeypatch):
+    """A server of NIST's zip file."""
+    digests = {key: nb.sha256(PACKED[f"{name}.gz"]) for key, name in NAMES.items()}
+    monkeypatch.setattr(nb, "OFFICIAL", digests)
+    server = serve({"gzip.zip": ARCHIVE})
+    monkeypatch.setattr(nb, "NIST_URL", f"{server.url}/gzip.zip")
+    return server
+
+
+def test_official_files_are_fetched(nb, official):
+    """Only the four files are read out of the large zip file, and only once."""
+    nb.fetch_official(Path("data"))
+    expected = {name: PACKED[name] for name in PACKED if name != made.MAPPING}
+    assert read(Path("data")) == expected
+    nb.read_emnist(Path("data"))
+    sent = official.sent
+    nb.fetch_official(Path("data"))
+    assert official.sent == sent < len(ARCHIVE) / 2
+
+
+FIRST = PACKED[NAMES["train-images"] + ".gz"]
+BAD_ARCHIVES = {
+    "404": (Reply(ARCHIVE, status=404), ConnectionError, "404"),
+    "no ranges": (Reply(ARCHIVE, ranges=False), ConnectionError, "range"),
+    "no such files": (made.make_zip({}), ConnectionError, "no item named"),
+    "HTML page": (made.HTML_PAGE, ConnectionError, "could not be read"),
+    "damaged": (ARCHIVE.replace(FIRST[:99], bytes(99)), ConnectionError, "CRC"),
+    "other": (made.make_zip(made.pack(made.make_files(1))), ValueError, "SHA-256"),
+}
+
+
+@pytest.mark.parametrize("fault", BAD_ARCHIVES)
+def test_bad_archive(nb, official, fault):
+    official.replies["gzip.zip"], kind, reason = BAD_ARCHIVES[fault]
+    with pytest.raises(kind, match=f"^{re.escape(nb.NIST_URL)}: .*{reason}"):
+        nb.fetch_official(Path("data"))
+    assert read(Path()) == {}
+
+
+@pytest.fixture
+def publish(nb, serve, monkeypatch):
+    """A server of published files whose list is pinned; none of them is there yet."""
+    files = {"results.json": b'{"a": 1}\n', "weights/x.h5": b"weights"}
+    lines = [f"{nb.sha256(files[name])}  {name}\n" for name in files]
+    files["SHA256SUMS"] = "".join(lines).encode()
+    server = serve({f"pretrained/{name}": files[name] for name in files})
+    monkeypatch.setattr(nb, "PROFILE", "pretrained")
+    monkeypatch.setattr(nb, "PUBLISHED", Path("pretrained"))
+    monkeypatch.setattr(nb, "REPOSITORY", server.url)
+    monkeypatch.setattr(nb, "MODELS_SHA256", nb.sha256(files["SHA256SUMS"]))
+    return server
+
+
+def test_published_files_are_fetched_and_verified(nb, publish):
+    assert nb.read_record("results.json") == {"a": 1}
+    path = nb.published("weights/x.h5")
+    assert path == Path("pretrained/weights/x.h5") and path.read_bytes() == b"weights"
+    assert len(nb.published_digests()) == 2
+    asked = [f"pretrained/{name}" for name in ("SHA256SUMS", "results.json")]
+    assert publish.paths == [*asked, "pretrained/weights/x.h5"]  # each of them once
+
+
+def test_what_is_not_published(nb, publish, monkeypatch):
+    for profile in ("pretrained", "full"):
+        monkeypatch.setattr(nb, "PROFILE", profile)
+        with pytest.raises(FileNotFoundError, match=r"other\.json: expected"):
+            nb.published("other.json")
+        assert nb.read_record("other.json") == {}
+    assert publish.paths == ["pretrained/SHA256SUMS"]
+    monkeypatch.setattr(nb, "PROFILE", "pretrained")
+    del publish.replies["pretrained/results.json"]  # listed, and not there
+    with pytest.raises(ConnectionError, match="404"):
+        nb.read_record("results.json")
 
 
 @pytest.mark.parametrize("name", ["SHA256SUMS", "results.json"])
-def test_wrong_published_file_is_neither_opened_nor_replaced(nb, serve, models, name):
-    write(MODELS, {"SHA256SUMS": models["SHA256SUMS"], name: b"mine"})
-    server, before = serve(models), read(HOME)
-    with pytest.raises(ValueError, match=f"{MODELS / name}: expected .*{nb.sha256(b'mine')}"):
+def test_tampered_file_is_named(nb, publish, name):
+    """Whether it is there already, or comes so from the server; it is left as it is."""
+    write(Path("pretrained"), {name: b'{"a": 2}'})
+    with pytest.raises(ValueError, match=rf"^pretrained.{name}: expected SHA-256"):
+        nb.read_record("results.json")
+    assert Path("pretrained", name).read_bytes() == b'{"a": 2}'
+    Path("pretrained", name).unlink()
+    publish.replies[f"pretrained/{name}"] = b'{"a": 2}'
+    with pytest.raises(ValueError, match=f"^{publish.url}/pretrained/{name}: expect"):
+        nb.read_record("results.json")
+    assert not Path("pretrained", name).exists()
+
+
+def test_wrong_pin(nb, publish, monkeypatch):
+    nb.published("SHA256SUMS")
+    monkeypatch.setattr(nb, "MODELS_SHA256", "0" * 64)
+    with pytest.raises(ValueError, match=r"SHA256SUMS: expected SHA-256 0{64}; found"):
         nb.published("results.json")
-    assert read(HOME) == before and not server.paths
 
 
-@pytest.mark.parametrize("name", ["SHA256SUMS", "results.json"])
-@pytest.mark.parametrize("reply", [b"newer", Reply(status=404), Reply(b"{}", cut=1)])
-def test_published_file_cannot_be_had(nb, serve, models, name, reply):
-    wrong, server = isinstance(reply, bytes), serve({**models, name: reply})
-    with pytest.raises(ValueError if wrong else ConnectionError, match=server.url + name) as error:
-        nb.published("results.json")
-    newer = "there are newer: see https://github.com/am2fq/csci7850-emnist"
-    assert (newer in str(error.value)) == (wrong and name == "SHA256SUMS")
-    assert name not in read(MODELS)
-
-
-def check_load(nb, seed):
-    """Load; check that the data are those of `seed`, upright, under the right name."""
-    names = {0: "official EMNIST Balanced", 8: "the reconstructed split"}
-    data, arrays = nb.load_emnist(), made.make_arrays(seed)
-    assert data["name"] == names.get(seed, "other data in EMNIST's layout")
-    for split in ("train", "test"):
-        assert (data[split][0] == arrays[split, "images"].swapaxes(1, 2)).all()
-        assert (data[split][1] == arrays[split, "labels"]).all()
-        assert data[split][0].flags.c_contiguous
-
-
-@pytest.mark.parametrize("style", [dict, pack])
-def test_files_at_hand_need_no_server_and_stay(nb, serve, monkeypatch, capsys, style):
-    write(OFFICIAL, style(FILES))
-    write(RECONSTRUCTED, SHIPPED)
-    mine = write(HOME / "mine", make_files(4))
-    space, before = serve(FILES, "DATA_URL"), read(HOME)
-    check_load(nb, 0)
-    assert "official EMNIST" in (said := capsys.readouterr().out) and "not the official" not in said
-    monkeypatch.setattr(nb, "EMNIST_DIR", str(mine))
-    check_load(nb, 4)
-    assert read(HOME) == before and not space.paths
-
-
-@pytest.mark.parametrize("source", ["space", "gzipped in the space", "NIST"])
-def test_official_files_come_before_the_reconstructed(nb, serve, source):
-    files = FILES if source == "space" else dict(zip(FILES, PACKED.values(), strict=True))
-    write(RECONSTRUCTED, SHIPPED)
-    space = serve({} if source == "NIST" else files, "DATA_URL")
-    nist = serve({"gzip.zip": ARCHIVE}, "NIST_URL", "gzip.zip")
-    for _ in range(2):
-        check_load(nb, 0)
-        assert sorted(space.paths) == ([MAPPING] if source == "NIST" else sorted(files))
-    assert read(OFFICIAL) == files and bool(nist.paths) == (source == "NIST")
-    assert all(nist.ranges), "the whole archive was asked for"
-    assert nist.sent["gzip.zip"] < sum(map(len, files.values())) + 350_000 < len(ARCHIVE) / 1.5
-
-
-@pytest.mark.parametrize("fault", ["no server", "other files", "HTML", "cut", "silent"])
-def test_reconstructed_split_where_the_official_files_cannot_be_had(nb, serve, capsys, fault):
-    others, page, silence = make_files(6), dict.fromkeys(FILES, PAGE), Reply(stall=True)
-    replies = {"other files": others, "HTML": page, "silent": dict.fromkeys(FILES, silence)}
-    replies["cut"] = {**FILES, TEST_LABELS: Reply(FILES[TEST_LABELS], cut=9)}
-    if fault in replies:
-        archive = silence if fault == "silent" else made.make_zip(pack(others))
-        serve(replies[fault], "DATA_URL")
-        serve({"gzip.zip": archive}, "NIST_URL", "gzip.zip")
-    write(RECONSTRUCTED, SHIPPED)
-    begin = time.monotonic()
-    check_load(nb, 8)
-    assert time.monotonic() - begin < 30  # a silent server costs 7 s
-    assert read(RECONSTRUCTED) == SHIPPED and read(OFFICIAL).items() <= FILES.items()
-    said = capsys.readouterr().out
-    assert "the reconstructed split" in said and "not the official" in said
-    assert not re.search("error|fail|could not", said, re.I)
-
-
-def test_reconstructed_split_from_the_repository_alone(nb, serve):
-    name = TEST_LABELS + ".gz"
-    for reply in (gzip.compress(OTHERS[TEST_LABELS], 1), Reply(status=404)):
-        server = serve({**SHIPPED, name: reply}, "RECONSTRUCTED_URL")
-        with pytest.raises(FileNotFoundError) as error:
-            nb.load_emnist()
-        assert server.url + name in complaint(error, "EMNIST: expected data; found none")
-        assert name not in read(RECONSTRUCTED)
-    server = serve(SHIPPED, "RECONSTRUCTED_URL")
-    for _ in range(2):
-        check_load(nb, 8)
-    assert server.paths == [name] and read(RECONSTRUCTED) == SHIPPED
-
-
-def test_no_data_at_all(nb, serve):
-    with pytest.raises(FileNotFoundError) as error:
-        nb.load_emnist()
-    text = complaint(error, "EMNIST: expected data; found none. Connect to the internet")
-    assert text.count("\n- ") == 4 and text.count(CLOSED) == 3  # what was tried, a line each
-    assert "EMNIST_DIR" in text and read(HOME) == {}
-    before = read(write(RECONSTRUCTED, pack(make_files(5))))  # changed by somebody
-    with pytest.raises(FileNotFoundError, match="expected reconstructed files; found other data"):
-        nb.load_emnist()
-    assert read(RECONSTRUCTED) == before
-
-
-@pytest.mark.parametrize("bad", [TRAIN_IMAGES, TRAIN_IMAGES + ".gz", TEST_IMAGES, MAPPING])
-def test_bad_official_file_is_not_used_and_fetched_anew(nb, serve, bad):
-    """Cut off, or, as the test images, another one."""
-    name, content = bad.removesuffix(".gz"), {**PACKED, **FILES}[bad][:-9]
-    good = {key: FILES[key] for key in FILES if key != name}
-    write(OFFICIAL, {**good, bad: OTHERS[bad] if bad == TEST_IMAGES else content})
-    write(RECONSTRUCTED, SHIPPED)
-    check_load(nb, 8)  # without a network
-    space = serve(FILES, "DATA_URL")
-    check_load(nb, 0)
-    assert set(space.paths) == {MAPPING, name} and len(space.paths) <= 2
-    assert {**read(OFFICIAL), bad: b""} == {**FILES, bad: b""}
-
-
-def test_two_loads_at_once_into_a_folder_with_a_bad_file(nb, serve):
-    write(OFFICIAL, {TRAIN_LABELS: FILES[TRAIN_LABELS][:-1]})
-    space = serve({**FILES, MAPPING: Reply(FILES[MAPPING], gate=threading.Barrier(2))}, "DATA_URL")
-    list(ThreadPoolExecutor(2).map(check_load, [nb, nb], [0, 0]))
-    assert space.paths.count(MAPPING) == 2 and read(OFFICIAL) == FILES
+def test_training_run_takes_its_own_files(nb, publish, monkeypatch):
+    monkeypatch.setattr(nb, "PROFILE", "full")
+    nb.write_record("results.json", {"mine": [1]})
+    assert nb.read_record("results.json") == {"mine": [1]} and publish.paths == []
+    write(Path("pretrained"), {"results.json": b"{"})
+    with pytest.raises(ValueError, match="Expecting"):
+        nb.read_record("results.json")

@@ -1,13 +1,10 @@
 """The drawing pad: its Python side, its cell, and the whole of it in a real browser.
 
 pytest tests/test_pad.py -m slow     draws in Chromium, and leaves runs/pad.png
-python tests/test_pad.py             puts runs/pad.png into the notebook as its still picture
+python tests/test_pad.py             makes tests/pad.png of it, which the notebook shows
 """
 
-import base64
-import io
 import itertools
-import json
 import os
 import shutil
 import socket
@@ -19,11 +16,12 @@ import draw_pictures
 import nbformat
 import numpy as np
 import pytest
-from conftest import NOTEBOOK, ROOT
+from conftest import ROOT, cells, code_cells
 from PIL import Image
-from test_pictures import model  # noqa: F401  a fixture
+from test_reader import model  # noqa: F401  a fixture
 
-STILL = ROOT / "runs" / "pad.png"
+SHOT = ROOT / "runs" / "pad.png"
+STILL = ROOT / "tests" / "pad.png"
 ODD = {
     "nothing": [],
     "a dot": [[[140, 140]]],
@@ -33,30 +31,31 @@ ODD = {
 
 
 def drawn(character, seed):
-    """A character's strokes as a hand draws them on the pad, lists of [x, y] in its pixels."""
+    """A character's strokes as a hand draws them on the pad, lists of [x, y] in its
+    pixels."""
     rng = np.random.RandomState(seed)
-    size, slant, turn = rng.uniform(120, 220), rng.uniform(-0.1, 0.25), rng.uniform(-6, 6)
+    size, slant, turn = (
+        rng.uniform(120, 220),
+        rng.uniform(-0.1, 0.25),
+        rng.uniform(-6, 6),
+    )
     strokes = draw_pictures.write(character, rng, slant, turn)
     return [(140 + size * stroke[::12]).tolist() for stroke in strokes]
 
 
-def find_cell(start):
-    """The notebook and its one cell whose source begins like this."""
-    notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
-    (cell,) = [c for c in notebook["cells"] if "".join(c["source"]).startswith(start)]
-    return notebook, cell
-
-
 def pad_cell(draw):
     """The source of the cell that shows the pad, switched on or off."""
-    return "".join(find_cell("draw = False")[1]["source"]).replace("False", str(draw), 1)
+    (source,) = [code for code in code_cells() if code.startswith("draw = False")]
+    return source.replace("False", str(draw), 1)
 
 
 def test_nine_in_ten_characters_are_read(nb, model):  # noqa: F811
     merged = dict(zip(nb.CHARACTERS, nb.MERGED, strict=True))
     hands = list(itertools.product(draw_pictures.STROKES, range(3)))
     read = {hand: nb.read_strokes(drawn(*hand), model)[1][0] for hand in hands}
-    wrong = {hand: read[hand] for hand in hands if merged[hand[0]] != merged[read[hand][0]]}
+    wrong = {
+        hand: read[hand] for hand in hands if merged[hand[0]] != merged[read[hand][0]]
+    }
     assert len(wrong) <= len(hands) / 10, f"read wrong: {wrong}"
 
 
@@ -64,7 +63,9 @@ def test_nine_in_ten_characters_are_read(nb, model):  # noqa: F811
 def test_odd_drawings_get_an_answer(nb, model, name):  # noqa: F811
     image, read = nb.read_strokes(ODD[name], model)
     assert image.shape == (28, 28) and image.dtype == np.uint8
-    assert image.any() == (name != "nothing") and len(read) == (0 if name == "nothing" else 5)
+    assert image.any() == (name != "nothing") and len(read) == (
+        0 if name == "nothing" else 5
+    )
 
 
 @pytest.mark.parametrize("draw", [False, True])
@@ -76,9 +77,9 @@ def test_without_the_package_the_cell_says_so_or_nothing(draw, monkeypatch, caps
 
 
 def test_notebook_shows_a_still_picture_of_the_pad():
-    content = find_cell("A still picture")[1]["attachments"]["pad.png"]["image/png"]
-    assert len(content) < 40_000
-    picture = Image.open(io.BytesIO(base64.b64decode(content))).convert("L")
+    text = "".join("".join(cell["source"]) for cell in cells("markdown"))
+    assert "](tests/pad.png)" in text and STILL.stat().st_size < 40_000
+    picture = Image.open(STILL).convert("L")
     assert min(picture.size) >= 280 and np.ptp(np.asarray(picture)) > 200
 
 
@@ -87,10 +88,10 @@ import os, sys
 os.chdir({str(ROOT)!r})
 sys.path.insert(0, "tests")
 from conftest import load_notebook
-globals().update(vars(load_notebook()))
-best = "custom_with_da"
-models = {{best: load_model(best)}}
-most_probable(models[best], np.zeros((28, 28), np.uint8))  # compiled, as by the cells before
+notebook = load_notebook()
+globals().update(vars(notebook))
+reader_model = notebook.reader_model = load_model("custom_robust")
+most_probable(reader_model, np.zeros((28, 28), np.uint8))  # compiled, as by cells before
 """
 WATCH = """
 window.answers = 0;
@@ -110,28 +111,38 @@ def wait_for(page, condition):
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     """A Chromium that shows the pad in JupyterLab, as Selenium's driver."""
-    if not (chromium := shutil.which("chromium")) or not (driver := shutil.which("chromedriver")):
+    if not (chromium := shutil.which("chromium")) or not (
+        driver := shutil.which("chromedriver")
+    ):
         pytest.skip("there is no chromium or no chromedriver on the PATH")
     for package in ("anywidget", "jupyterlab"):
         pytest.importorskip(package)
     webdriver = pytest.importorskip("selenium.webdriver")
     folder = tmp_path_factory.mktemp("lab")
-    cells = [nbformat.v4.new_code_cell(source) for source in (SETUP, pad_cell(True))]
+    sources = (SETUP, pad_cell(True))
+    pad_cells = [nbformat.v4.new_code_cell(source) for source in sources]
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), folder / "pad.ipynb")
+    nbformat.write(
+        nbformat.v4.new_notebook(cells=pad_cells, metadata=kernel), folder / "pad.ipynb"
+    )
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = f"""{sys.executable} -m jupyterlab --no-browser --ip=127.0.0.1 --port={port}
         --allow-root --IdentityProvider.token=secret --LabApp.expose_app_in_browser=True
         --LabApp.news_url=None --ServerApp.root_dir={folder} --ServerApp.port_retries=0"""
-    home = {f"JUPYTER_{name}_DIR": str(folder / name) for name in ("CONFIG", "DATA", "RUNTIME")}
+    home = {
+        f"JUPYTER_{name}_DIR": str(folder / name)
+        for name in ("CONFIG", "DATA", "RUNTIME")
+    }
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
     for name in f"""headless no-sandbox disable-gpu no-first-run disable-sync window-size=1400,1000
         disable-background-networking user-data-dir={folder}/user""".split():
         options.add_argument(f"--{name}")
     with (folder / "log").open("w") as log:
-        server = subprocess.Popen(command.split(), env=os.environ | home, stdout=log, stderr=log)
+        server = subprocess.Popen(
+            command.split(), env=os.environ | home, stdout=log, stderr=log
+        )
     url = f"http://127.0.0.1:{port}/lab/tree/pad.ipynb?token=secret"
     status = """const [book] = jupyterapp.shell.widgets("main");
         jupyterapp.shell.activateById(book.id);
@@ -140,7 +151,9 @@ def page(tmp_path_factory):
         with webdriver.Chrome(options, webdriver.ChromeService(driver)) as browser:
             wait_for(browser, lambda: browser.get(url) or True)
             wait_for(browser, lambda: browser.execute_script(status) == "idle")
-            browser.execute_script("jupyterapp.commands.execute('notebook:run-all-cells')")
+            browser.execute_script(
+                "jupyterapp.commands.execute('notebook:run-all-cells')"
+            )
             wait_for(browser, lambda: browser.find_element("tag name", "canvas"))
             browser.execute_script(WATCH)
             yield browser
@@ -152,11 +165,15 @@ def page(tmp_path_factory):
 def draw_on(page, strokes):
     """Clear the pad, draw; return the last answer's lines and its number."""
     page.find_element("xpath", "//button[text()='clear']").click()
-    wait_for(page, lambda: page.execute_script("return bars.innerText") == "nothing drawn")
+    wait_for(
+        page, lambda: page.execute_script("return bars.innerText") == "nothing drawn"
+    )
     page.execute_script("window.answers = 0")
     corner = page.find_element("tag name", "canvas").rect
     for stroke in strokes:
-        chain = pytest.importorskip("selenium.webdriver").ActionChains(page, duration=15)
+        chain = pytest.importorskip("selenium.webdriver").ActionChains(
+            page, duration=15
+        )
         pointer = chain.w3c_actions.pointer_action
         for number, (x, y) in enumerate(np.clip(stroke, 1, 279)):
             pointer.move_to_location(round(corner["x"] + x), round(corner["y"] + y))
@@ -175,13 +192,13 @@ def test_drawings_in_a_browser_are_read(page, name):
     assert answer == ["nothing drawn"] if name == "nothing" else len(answer) == 5
     assert "Traceback" not in page.find_element("tag name", "body").text
     if name not in ODD:
-        assert answer[0].startswith(name) and answers > 3, "expected answers while it is drawn"
-        STILL.parent.mkdir(exist_ok=True)
-        STILL.write_bytes(page.find_element("xpath", "//canvas/..").screenshot_as_png)
+        assert answer[0].startswith(name) and answers > 3, (
+            "expected answers while it is drawn"
+        )
+        SHOT.parent.mkdir(exist_ok=True)
+        SHOT.write_bytes(page.find_element("xpath", "//canvas/..").screenshot_as_png)
 
 
-if __name__ == "__main__":  # the still picture goes into the notebook in 32 colours
-    Image.open(STILL).convert("RGB").quantize(32).save(file := io.BytesIO(), "PNG", optimize=True)
-    notebook, cell = find_cell("A still picture")
-    cell["attachments"] = {"pad.png": {"image/png": base64.b64encode(file.getvalue()).decode()}}
-    NOTEBOOK.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", "utf-8")
+if __name__ == "__main__":  # 32 colours are enough
+    picture = Image.open(SHOT).convert("RGB").quantize(32)
+    picture.save(STILL, "PNG", optimize=True)

@@ -1,476 +1,373 @@
-"""Augmentation, the recipe, the order of batches, trainings that are taken up again, the search."""
+"""The recipe, trainings that are taken up again, publishing, and the search."""
 
+import dataclasses
 import gc
-import json
-import math
 from types import SimpleNamespace
-from unittest.mock import Mock, patch
+from unittest.mock import Mock
 
-import h5py
 import keras
 import numpy as np
 import pytest
-from conftest import TINY, arrays, run_cell_with, untimed
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from scipy import ndimage
-from test_models import by_hand
-from test_survival import made_up_trials
+from conftest import TINY, run_cell_with
+from test_models import count_by_hand
 
-few = settings(max_examples=20, deadline=None)
-STILL = {"shift_x": 0, "shift_y": 0, "zoom_x": 1, "zoom_y": 1, "rotation": 0, "shear": 0}
+HISTORY = [{"loss": 1.0, "accuracy": 0.5, "val_accuracy": 0.4, "seconds": 2.0}]
 
 
-def warp(image, rows):
-    """Return a 28 x 28 image read through `affine_rows`'s six numbers, by SciPy."""
-    a, b, c, d, e, f = (float(row) for row in rows)
-    return ndimage.affine_transform(image, [[e, d], [b, a]], [f, c], order=1, mode="grid-constant")
+def tiny_training(nb, **changes):
+    """Return the Training of a tiny custom network, with some fields changed."""
+    fields = {
+        "learning_rate": 0.02,
+        "epochs": 3,
+        "augmentation": False,
+        "network": TINY,
+    }
+    return nb.Training("custom", **{**fields, **changes})
 
 
-def smooth(count):
-    """Return smooth float32 images (N, 28, 28, 1): interpolation of them is well conditioned."""
-    noise = np.random.RandomState(0).normal(size=(count, 40, 40))
-    values = ndimage.gaussian_filter(noise, (0, 3, 3))[:, 6:-6, 6:-6, None]
-    return np.interp(values, (values.min(), values.max()), (0, 255)).astype(np.float32)
+def train(nb, training, path="runs/checkpoint.weights.h5"):
+    """Train on the made-up images; return the network, its history and the path."""
+    path = nb.Path(path)
+    targets = nb.one_hot(nb.train_labels)
+    return *nb.train(training, path, nb.train_images, targets), path
 
 
-MOVES = {
-    "shift to the right": ({"shift_x": 3}, (0, 0), (3, 0)),
-    "shift down": ({"shift_y": 3}, (0, 0), (0, 3)),
-    "zoom over 1 enlarges": ({"zoom_x": 1.5}, (6, 4), (9, 4)),
-    "zoom of the other axis": ({"zoom_y": 0.5}, (6, 4), (6, 2)),
-    "counter-clockwise from the right to the top": ({"rotation": math.pi / 2}, (6, 0), (0, -6)),
-    "what is above leans to the right": ({"shear": 0.5}, (0, -6), (3, -6)),
-}
-
-
-@pytest.mark.parametrize("change, before, after", MOVES.values(), ids=MOVES)
-def test_signs_and_units(nb, change, before, after):
-    """A spot of ink at `before` goes to `after`: pixels from the centre, right and down."""
-    y, x = np.mgrid[:28, :28] - 13.5
-    image = 255 * np.exp(-((x - before[0]) ** 2 + (y - before[1]) ** 2) / 4)
-    moved = warp(image, nb.affine_rows(**{**STILL, **change}))
-    centre = [float((axis * moved).sum() / moved.sum()) for axis in (x, y)]
-    assert centre == pytest.approx(after, abs=0.15)
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The draws that the layer gets for six images, (7, 6), to be changed in place."""
-    values = np.zeros((7, 6))
-
-    def uniform(shape, low, high, seed):
-        assert (tuple(shape), low, high) == (values.shape, -1, 1)
-        return keras.ops.convert_to_tensor(values, "float32")
-
-    monkeypatch.setattr(keras.random, "uniform", uniform)
-    return values
-
-
-@pytest.mark.parametrize("axis", (*range(6), slice(6)))
-def test_layer_does_what_its_ranges_say(nb, drawn, axis):
-    """A draw of 1 is the whole range: 10 % of 28 pixels, 20 %, 20 degrees, a slope of .3."""
-    images = smooth(6)
-    drawn[axis] = np.random.RandomState(3).uniform(-1, 1, drawn[axis].shape)
-    layer = nb.RandomDistortion(shift=0.1, zoom=0.2, rotation=20.0, shear=0.3, share=0.75)
-    found = np.asarray(layer(images, training=True))
-    most = np.array([2.8, 2.8, 0.2, 0.2, math.radians(20), 0.3])[:, None]
-    amounts = most * drawn[:6] + np.array(list(STILL.values()))[:, None]
-    for output, image, values in zip(found, images, amounts.T, strict=True):
-        expected = warp(image[..., 0], nb.affine_rows(*values))[2:-2, 2:-2]
-        np.testing.assert_allclose(output[2:-2, 2:-2, 0], expected, atol=1)
-    assert np.abs(found - images)[:, 2:-2, 2:-2].max() > 10, "nothing happens"
-
-
-def test_draws_fill_their_ranges(nb, monkeypatch):
-    """In training alone: uniform and independent in three images of four; the fourth stays."""
-    rows = Mock(wraps=nb.affine_rows)
-    monkeypatch.setattr(nb, "affine_rows", rows)
-    layer = nb.RandomDistortion(**nb.AUGMENTATION)
-    images = np.tile(smooth(1), (4000, 1, 1, 1))
-    found = np.asarray(layer(images, training=True))
-    layer(images, training=True)
-    for options in ({}, {"training": False}):
-        assert (np.asarray(layer(images, **options)) == images).all()
-    moved = np.abs(found - images).max((1, 2, 3)) > 0.01
-    assert 0.72 < moved.mean() < 0.78
-    still = np.array(list(STILL.values()))[:, None]
-    most = np.array([2.8, 2.8, 0.2, 0.2, math.radians(20), 0.2])[:, None]
-    first, second = ((np.array(call.args[:6]) - still) / most for call in rows.call_args_list)
-    assert (first[:, ~moved] == 0).all() and not np.allclose(first, second)
-    first = first[:, moved]
-    assert np.abs(first).max() <= 1 + 1e-5
-    assert (first.min(1) < -0.99).all() and (first.max(1) > 0.99).all()
-    assert np.abs(first.mean(1)).max() < 0.06  # five standard errors
-    np.testing.assert_allclose((first**2).mean(1), 1 / 3, atol=0.03)
-    assert np.abs(np.corrcoef(first) - np.eye(6)).max() < 0.1
-
-
-@pytest.fixture
-def prepare(nb, monkeypatch):
-    """A function that returns what a training of 5 epochs of 20 images a batch hands to `fit`."""
-    calls = []
-
-    def fit(self, batches, **options):
-        calls.append(SimpleNamespace(model=self, batches=batches, **options))
-
-    def prepare(network=TINY, augment=False, **changes):
-        nb.run({**nb.provenance("custom", network, 0.01, augment, 5), "batch": 20, **changes})
-        return calls.pop()
-
-    monkeypatch.setattr(keras.Model, "fit", fit)
-    return prepare
-
-
-LABELS = {"even": np.arange(470) % 47, "absent": np.arange(100) % 10}
-LABELS["uneven"] = np.r_[:47, np.random.RandomState(6).randint(0, 20, 500)]
-
-
-@pytest.mark.parametrize("kind", LABELS)
-def test_loss_of_a_training(nb, prepare, monkeypatch, kind):
-    """Smoothed cross-entropy of probabilities times the classes' shares; of even ones, plain."""
-    labels, random = LABELS[kind], np.random.RandomState(5)
-    truth, outputs = random.randint(0, 47, 60), random.dirichlet(np.full(47, 5), 60)
-    monkeypatch.setitem(nb.splits, "train", (np.zeros((len(labels), 28, 28), np.uint8), labels))
-    found = prepare().model.loss(truth, outputs.astype(np.float32))
-    counts, target = np.bincount(labels, minlength=47), 0.95 * np.eye(47)[truth] + 0.05 / 47
-    adjusted = outputs * np.where(counts, counts / len(labels), 1)  # absent classes stay
-    adjusted /= adjusted.sum(1, keepdims=True)
-    expected, plain = (-(target * np.log(values)).sum(1) for values in (adjusted, outputs))
+@pytest.mark.parametrize("even", (True, False))
+def test_loss(nb, even):
+    """Smoothed cross-entropy of the probabilities times the classes' shares."""
+    random = np.random.RandomState(0)
+    shares = np.full(47, 1 / 47) if even else random.dirichlet(np.full(47, 3))
+    outputs = random.dirichlet(np.full(47, 5), 60)
+    targets = np.eye(47)[random.randint(0, 47, 60)]
+    loss = nb.adjusted_loss(shares.astype("float32"))
+    found = loss(targets.astype("float32"), outputs.astype("float32"))
+    adjusted = outputs * shares
+    adjusted /= adjusted.sum(axis=1, keepdims=True)
+    smooth = 0.95 * targets + 0.05 / 47
+    expected, plain = (-(smooth * np.log(p)).sum(1) for p in (adjusted, outputs))
     np.testing.assert_allclose(found, expected, rtol=1e-4)
-    assert np.allclose(found, plain, rtol=1e-4) == (kind == "even")
+    assert np.allclose(found, plain, rtol=1e-4) == even
 
 
-@few
-@given(st.lists(st.integers(0, 46), min_size=1, max_size=300), st.integers(0, 1000))
-def test_accuracy_so_weighted_is_the_mean_recall(nb, labels, seed):
-    labels = np.array(labels)
-    weights = nb.class_weights(labels)
-    right = np.random.RandomState(seed).rand(len(labels)) < 0.6
-    recalls = [right[labels == label].mean() for label in np.unique(labels)]
-    assert weights.dtype == np.float32 and weights.mean() == pytest.approx(1, rel=1e-5)
-    assert np.average(right, weights=weights) == pytest.approx(np.mean(recalls), abs=1e-5)
+def prepared(nb, batch_size=20, **changes):
+    """Return a tiny network, prepared for 5 epochs on 360 images of uneven classes."""
+    training = tiny_training(nb, epochs=5, **changes)
+    labels = np.r_[:47, np.random.RandomState(6).randint(0, 20, 313)]
+    network = nb.make_model("custom", **training.network)
+    return nb.prepare(network, training, nb.one_hot(labels), batch_size), labels
 
 
-def test_schedule(prepare):
-    """From 0 to the rate in a tenth of the 5 * 9 steps, then half a cosine down to 0."""
-    call = prepare()
-    found = [float(call.model.optimizer._learning_rate(step)) for step in range(46)]
-    expected = [0.01 * step / 4 for step in range(4)]
-    expected += [0.005 * (1 + math.cos(math.pi * step / 41)) for step in range(42)]
-    np.testing.assert_allclose(found, expected, atol=1e-8)
-    assert (call.epochs, call.initial_epoch) == (5, 0)
+def test_learning_rate(nb):
+    """From 0 to the peak in a tenth of 5 x 18 steps, then half a cosine down to 0."""
+    model, _ = prepared(nb)
+    found = [float(model.optimizer._learning_rate(step)) for step in range(91)]
+    expected = (
+        0.02 * np.r_[np.arange(9) / 9, (1 + np.cos(np.pi * np.arange(82) / 81)) / 2]
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-7)
 
 
-def test_decay_spares_biases_and_normalisations(prepare):
-    """With gradients of 0, AdamW moves what decays, and nothing else."""
-    model = prepare({**TINY, "dense": 5}).model
-    assert type(model.optimizer) is keras.optimizers.AdamW and model.optimizer.weight_decay == 0.02
-    model.optimizer.iterations.assign(4)  # the rate is at its highest
-    for variable in model.trainable_variables:
+def test_weight_decay(nb):
+    """With gradients of 0 AdamW moves kernels alone."""
+    model, _ = prepared(nb, network={**TINY, "dense": 5})
+    assert type(model.optimizer) is keras.optimizers.AdamW
+    model.optimizer.iterations.assign(9)  # the rate is at its peak
+    variables = model.trainable_variables
+    for variable in variables:
         variable.assign(np.ones(variable.shape))
-    zeros = [keras.ops.zeros(variable.shape) for variable in model.trainable_variables]
-    model.optimizer.apply_gradients(zip(zeros, model.trainable_variables, strict=True))
-    for variable in model.trainable_variables:
-        expected = 1 - 0.02 * 0.01 * variable.path.endswith("kernel")
+    zeros = [keras.ops.zeros(variable.shape) for variable in variables]
+    model.optimizer.apply_gradients(zip(zeros, variables, strict=True))
+    for variable in variables:
+        expected = 1 - 0.02 * 0.02 * variable.path.endswith("kernel")
         np.testing.assert_allclose(variable, expected, rtol=1e-6, err_msg=variable.path)
 
 
-@pytest.mark.parametrize("augment", (False, True))
-def test_augmentation_stands_before_the_network(prepare, augment):
-    parts = [type(layer).__name__ for layer in prepare(augment=augment).model.layers]
-    assert parts == ["RandomDistortion"] * augment + ["Functional"]
+@pytest.mark.parametrize("augmentation", (True, False))
+@pytest.mark.parametrize("corruption", (True, False))
+def test_layers_in_front_of_the_network(nb, augmentation, corruption):
+    model, _ = prepared(nb, augmentation=augmentation, corruption=corruption)
+    parts = [type(layer).__name__ for layer in model.layers]
+    expected = ["RandomDistortion"] * augmentation + ["RandomCorruption"] * corruption
+    assert parts == [*expected, "Functional"]
 
 
-def test_validation_scores(small, monkeypatch):
-    """The mean recall of the classes, and the loss so weighted, of the images without padding."""
-    images, labels = small.splits["validation"]
-    images, labels = np.r_[images, images[:20]], np.r_[labels, np.zeros(20, np.uint8)]
-    monkeypatch.setitem(small.splits, "validation", (images, labels))
-    net, history = small.run(small.provenance("softmax", {}, 0.02, False, 8))
-    found = small.predict(net, images)
-    right = found.argmax(1) == labels
-    recall = np.mean([right[labels == label].mean() for label in range(47)])
-    loss = np.asarray(small.adjusted_loss(small.splits["train"][1])(labels, found))
-    assert history[-1]["val_accuracy"] == pytest.approx(recall, abs=1e-4)
-    expected = np.mean(loss * small.class_weights(labels))
-    assert history[-1]["val_loss"] == pytest.approx(expected, rel=1e-3)
-    assert right.mean() < 0.8 < 0.9 < recall, "19 of the 67 labels are wrong"
+def test_prepared_loss(nb):
+    """It knows the classes' shares; answers of teachers are learnt as such."""
+    model, labels = prepared(nb)
+    outputs = np.random.RandomState(5).dirichlet(np.full(47, 5), 9).astype("float32")
+    targets = np.eye(47, dtype="float32")[:9]
+    shares = (np.bincount(labels, minlength=47) / 360).astype("float32")
+    expected = nb.adjusted_loss(shares)(targets, outputs)
+    np.testing.assert_allclose(model.loss(targets, outputs), expected, rtol=1e-5)
+    model, _ = prepared(nb, teachers=("custom_with_da",))
+    assert model.loss == "categorical_crossentropy"
 
 
-@few
-@given(seed=st.integers(0, 2**31), epoch=st.integers(0, 1000), size=st.integers(1, 60))
-def test_every_image_once(nb, seed, epoch, size):
-    """In an order that is a function of seed and epoch; the last, partial batch is left out."""
-    labels = np.arange(50, dtype=np.uint8)
-    images = np.tile(labels[:, None, None], (28, 28))
-
-    def numbers(seed, epoch):
-        batches = nb.Batches(images, labels, size, seed)
-        batches.begin_epoch(epoch)
-        x, y = map(np.stack, zip(*(batches[n] for n in range(len(batches))), strict=True))
-        assert (x.dtype, y.dtype, x.shape[1:]) == ("float32", "int32", (min(size, 50), 28, 28, 1))
-        assert (x == y[..., None, None, None]).all()
-        return y.ravel().tolist()
-
-    found = numbers(seed, epoch)
-    assert len(found) == len(set(found)) == 50 // min(size, 50) * min(size, 50)
-    assert found == numbers(seed, epoch)
-    others = numbers(seed, epoch + 1), numbers(seed + 1, epoch)
-    assert found != others[0] != others[1] != found
-
-
-@pytest.fixture(scope="module")
-def whole(nb, tmp_path_factory):
-    """A training with dropout and augmentation: 4 epochs of 4 batches; what came of it."""
-    path = tmp_path_factory.mktemp("whole") / "run.weights.h5"
-    made_from = {**nb.provenance("custom", TINY, 0.03, True, 4), "batch": 46}
-    net, history = nb.run(made_from, path)
-    return SimpleNamespace(made_from=made_from, path=path, net=net, history=history)
-
-
-def test_history(nb, whole):
-    """The network learns; its epochs differ, and seeds do."""
-    keys = {"accuracy", "loss", "val_accuracy", "val_loss", "seconds"}
-    assert all(epoch.keys() == keys for epoch in whole.history)
-    losses = [epoch["loss"] for epoch in whole.history]
-    assert len(set(losses)) == 4 and losses[3] < losses[0] - 0.1
-    _, history = nb.run({**whole.made_from, "seed": 1})
-    assert not set(losses) & {epoch["loss"] for epoch in history}
+def test_training_learns(small):
+    """The made-up images are learnt, and unseen copies of them are recognised."""
+    network = {**TINY, "widths": [8, 16, 32]}
+    _, history, _ = train(small, tiny_training(small, epochs=20, network=network))
+    assert history[-1]["loss"] < history[0]["loss"] - 1.5
+    assert history[-1]["val_accuracy"] > 0.9
 
 
 def test_no_graph_outlives_its_training(small):
-    """A network that is no longer used, and its optimiser, do not stay in memory."""
+    """A network that is no longer used, and its optimizer, do not stay in memory."""
 
-    def graphs():
+    def count_graphs():
         gc.collect()
         return sum(type(each).__name__ == "FuncGraph" for each in gc.get_objects())
 
-    before = graphs()
-    small.run(small.provenance("softmax", {}, 0.02, True, 1))
+    train(small, tiny_training(small, epochs=1))
     keras.utils.clear_session()
-    assert graphs() <= before
+    before = count_graphs()
+    for number in range(2):
+        training = tiny_training(small, epochs=1, augmentation=True, seed=number)
+        train(small, training, f"runs/{number}.weights.h5")
+    keras.utils.clear_session()
+    assert count_graphs() <= before
 
 
-@pytest.mark.parametrize("epoch, batch", ((1, 0), (2, 3)))
-def test_interrupted_run(nb, whole, tmp_path, monkeypatch, epoch, batch):
-    """It ends as if it had not been interrupted, to the last bit of weights and history."""
-    path, seen = tmp_path / "run.weights.h5", []
+@pytest.fixture(scope="module")
+def cut_off(nb, tmp_path_factory):
+    """A training of 8 epochs that was cut off in the fifth: its path and the rest."""
+    path = tmp_path_factory.mktemp("cut") / "cut.weights.h5"
+    training = tiny_training(nb, epochs=8)
 
-    def on_train_batch_begin(self, number, logs=None):
-        if number == batch and len(self.history) == epoch:
+    def stop(self, epoch, logs=None):
+        self.start = 0
+        if epoch == 4:
             raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(nb.Checkpoint, "on_train_batch_begin", on_train_batch_begin, raising=False)
-        nb.run(whole.made_from, path)
-    begin = nb.Batches.begin_epoch
-    monkeypatch.setattr(nb.Batches, "begin_epoch", lambda self, e: (seen.append(e), begin(self, e)))
-    for rest in (range(epoch, 4), ()):  # what is finished is not trained again
-        del seen[:]
-        net, history = nb.run(whole.made_from, path)
-        assert seen == [0, *rest]  # 0 when it is made
-        assert untimed(history) == untimed(whole.history)
-        assert arrays(net) == arrays(whole.net)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(nb, "QUICK", True)
+        patch.setattr(nb.Checkpoint, "on_epoch_begin", stop)
+        train(nb, training, path)
+    return SimpleNamespace(path=path, training=training, content=path.read_bytes())
 
 
-def test_run_of_another_configuration_is_not_taken_up(nb, whole, tmp_path):
-    """Whatever differs. What another configuration left is replaced after the first epoch."""
-    net = nb.make_model("custom", **TINY)
-    before = arrays(net)
-    for key in whole.made_from:
-        assert nb.restore(net, whole.path, {**whole.made_from, key: "another"}) == [], key
-    assert arrays(net) == before
-    path, other = tmp_path / "run.weights.h5", {**whole.made_from, "epochs": 1, "seed": 2}
-    path.write_bytes(whole.path.read_bytes())
-    _, history = nb.run(other, path)
-    with h5py.File(path) as file:
-        assert json.loads(file.attrs["record"]) == {"made_from": other, "history": history}
+def restored(nb, path, training):
+    """Return the history that is restored, and the model with its optimizer."""
+    network = nb.make_model("custom", **training.network)
+    model = nb.prepare(network, training, nb.one_hot(nb.train_labels), 32)
+    return nb.restore(model, path, training), model
 
 
-@pytest.mark.parametrize("damage", ("empty", "text", "cut", "record", "json"))
-def test_damaged_checkpoint_is_not_taken_up(nb, whole, tmp_path, damage):
-    path, content = tmp_path / "run.weights.h5", whole.path.read_bytes()
-    contents = {"empty": b"", "text": b"<html>", "cut": content[: len(content) // 2]}
-    path.write_bytes(contents.get(damage, content))
-    if damage in ("record", "json"):
-        with h5py.File(path, "a") as file:
-            del file.attrs["record"]
-            if damage == "json":
-                file.attrs["record"] = '{"made_from": '
-    net = nb.make_model("custom", **TINY)
-    before = arrays(net)
-    assert nb.restore(net, path, whole.made_from) == [] and arrays(net) == before
+def test_training_that_was_cut_off_goes_on(small, cut_off):
+    """With its epochs, its optimizer and its history."""
+    history, model = restored(small, cut_off.path, cut_off.training)
+    assert len(history) == 4 and int(model.optimizer.iterations) == 4 * (188 // 32)
+    network, longer, path = train(small, cut_off.training, cut_off.path)
+    assert longer[:4] == history and len(longer) == 8
+    assert longer[-1]["loss"] < history[-1]["loss"]
+    assert longer[-1]["val_accuracy"] == round(small.validation_score(network), 5)
+    again, same, _ = train(small, cut_off.training, path)
+    assert same == longer, "a finished training is trained again"
+    for weights, others in zip(network.weights, again.weights, strict=True):
+        np.testing.assert_array_equal(weights, others)
+    path.write_bytes(cut_off.content)
 
 
-def test_validating_seldom_changes_nothing_else(nb, whole):
-    net, history = nb.run(whole.made_from, every=4)
-    assert ["val_accuracy" in epoch for epoch in history] == [False, False, False, True]
-    assert arrays(net) == arrays(whole.net)
+def test_checkpoint_of_another_training_is_ignored(small, cut_off):
+    other = dataclasses.replace(cut_off.training, seed=1)
+    history, model = restored(small, cut_off.path, other)
+    assert history == [] and int(model.optimizer.iterations) == 0
+    assert restored(small, small.Path("none"), cut_off.training)[0] == []
 
 
-def test_run_takes_a_part_of_the_images(prepare):
-    """The same part whatever the training's seed."""
-    first, second = (prepare(images=47 * 3, seed=seed).batches for seed in (1, 5))
-    assert np.bincount(first.labels).tolist() == [3] * 47 and first.batch == 20
-    assert (first.images == second.images).all()
+@pytest.mark.parametrize("content", (b"", b"<html>", None))
+def test_unreadable_checkpoint(small, cut_off, content):
+    half = cut_off.content[: len(cut_off.content) // 2]
+    path = small.Path("broken.weights.h5")
+    path.write_bytes(half if content is None else content)
+    with pytest.raises(OSError):
+        restored(small, path, cut_off.training)
+
+
+@pytest.mark.parametrize("sharpness", (0.7, 1, 2.5))
+def test_temperature(nb, sharpness):
+    """The best of a fine grid, where each class weighs the same."""
+    random = np.random.RandomState(0)
+    labels = np.minimum(random.geometric(0.1, 2000) - 1, 46)
+    labels[:47] = range(47)
+    logits = sharpness * (random.normal(size=(2000, 47)) + 3 * np.eye(47)[labels])
+
+    def loss(temperature):
+        scaled = logits / temperature
+        nll = np.log(np.exp(scaled).sum(axis=1)) - scaled[np.arange(2000), labels]
+        return np.mean([nll[labels == label].mean() for label in range(47)])
+
+    best = min(np.linspace(0.25, 4, 751), key=loss)
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    assert nb.fit_temperature(probabilities, labels) == pytest.approx(best, abs=0.01)
+
+
+def test_validation_score_and_padding(nb, monkeypatch):
+    """The mean recall of the classes; batches are filled up, and nothing leaks."""
+    network = nb.make_model("custom", **TINY)
+    images = np.concatenate([nb.train_images, nb.train_images])[:300]
+    found = nb.predict(network, images)
+    assert found.shape == (300, 47) and found.dtype == np.float32
+    alone = [nb.predict(network, image[None])[0] for image in images[250:260]]
+    np.testing.assert_allclose(found[250:260], alone, atol=1e-6)
+    labels = np.array([0, 0, 0, 0, 0, 0, 1, 1, 2, 2])
+    answers = np.array([0, 0, 0, 1, 1, 1, 1, 1, 2, 0])
+    monkeypatch.setattr(nb, "val_labels", labels)
+    monkeypatch.setattr(nb, "predict", lambda *_: np.eye(47)[answers])
+    assert nb.validation_score(None) == pytest.approx((0.5 + 1 + 0.5) / 3)
+
+
+def test_publish(small, monkeypatch):
+    """A model has an entry when it is complete; another training or data are told."""
+    key, training = "custom_with_da", tiny_training(small, teachers=("a", "b"))
+    network = small.make_model("custom", **TINY)
+    before = small.predict(network, small.val_images)
+    assert small.must_train(key, training)
+    small.publish(key, network, training, HISTORY * 3)
+    assert small.is_published(key, training) and not small.must_train(key, training)
+    entry = small.read_record("histories.json")[key]
+    assert entry["history"] == HISTORY * 3 and entry["seconds"] == 6
+    assert entry["training"]["network"] == TINY and entry["data"] == small.DATA_DIGESTS
+    after = small.predict(small.load_model(key), small.val_images)
+    sharpened = before ** (1 / entry["temperature"])
+    sharpened /= sharpened.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(after, sharpened, atol=1e-3)
+    assert not small.is_published(key, dataclasses.replace(training, seed=1))
+    small.publish("custom_robust", network, training, HISTORY)
+    assert list(small.read_record("histories.json")) == [key, "custom_robust"]
+    with monkeypatch.context() as patch:
+        patch.setattr(small, "DATA_DIGESTS", {})
+        assert not small.is_published(key, training)
+    (small.PUBLISHED / small.model_files(key)[1]).unlink()
+    assert not small.is_published(key, training)
+    for only, expected in (("", True), ("custom_robust,x", False), (f"x,{key}", True)):
+        monkeypatch.setattr(small, "TRAIN_ONLY", only)
+        assert small.must_train(key, training) == expected
+    monkeypatch.setattr(small, "PROFILE", "pretrained")
+    assert not small.must_train(key, training)
+
+
+def test_score_training(small, monkeypatch):
+    """All images, or as many of each class as make about the number asked for."""
+    calls = []
+    monkeypatch.setattr(
+        small, "train", lambda *args: calls.append(args) or (0, HISTORY)
+    )
+    for images, expected in ((None, 188), (94, 94)):
+        training = tiny_training(small, images=images)
+        assert small.score_training(training, "x") == 0.4
+        _, _, chosen, targets = calls.pop()
+        assert len(chosen) == len(targets) == expected
+        assert (targets.sum(axis=0) == expected / 47).all()
+    parameters, mflops = count_by_hand(**TINY)
+    record = small.make_record(tiny_training(small), 0.4)
+    costs = {"parameters": parameters, "MFLOPs": round(mflops, 1)}
+    assert record == {"network": TINY, "learning_rate": 0.02, "score": 0.4, **costs}
+
+
+def test_compare(small, monkeypatch):
+    """Each training is recorded when it ends, and what is recorded is not repeated."""
+    scores = Mock(side_effect=[0.1, 0.2, KeyboardInterrupt, 0.3])
+    monkeypatch.setattr(small, "score_training", scores)
+    trainings = {name: tiny_training(small) for name in "abc"}
+    with pytest.raises(KeyboardInterrupt):
+        small.compare("step", trainings)
+    recorded = small.read_record("tuning/step.json")["trials"]
+    assert [(each["name"], each["score"]) for each in recorded] == [
+        ("a", 0.1),
+        ("b", 0.2),
+    ]
+    records = small.compare("step", trainings)
+    assert [each["score"] for each in records] == [0.1, 0.2, 0.3]
+    monkeypatch.setattr(small, "PROFILE", "pretrained")
+    monkeypatch.setattr(small, "read_record", lambda name: {"trials": records[:1]})
+    assert small.compare("step", trainings) == records[:1] and scores.call_count == 4
 
 
 @pytest.fixture
-def tried(small, monkeypatch):
-    """Replace `try_out` by a made-up score; what was tried, and when that is interrupted."""
-    tried = SimpleNamespace(calls=[], stop=None)
-    made_up_trials(small, monkeypatch.setattr)
-    made_up = small.try_out
-
-    def try_out(made_from):
-        if len(tried.calls) == tried.stop:
-            raise KeyboardInterrupt
-        tried.calls.append(made_from)
-        return made_up(made_from)
-
-    monkeypatch.setattr(small, "try_out", try_out)
-    return tried
+def tiny_search(small, monkeypatch):
+    """The notebook with a search of two trials among two tiny networks."""
+    networks = [TINY, {**TINY, "widths": [4, 6, 10]}]
+    monkeypatch.setattr(small, "small_networks", lambda: networks)
+    for name, value in (("TRIALS", 2), ("IMAGES", 94), ("EPOCHS", 1)):
+        monkeypatch.setattr(small, f"SEARCH_{name}", value)
+    return small
 
 
-def test_try_out(small):
-    found = small.try_out(small.provenance("custom", TINY, 0.01, True, 2, 94))
-    parameters, multiply_adds = by_hand(**TINY)
-    assert (found["parameters"], found["MFLOPs"]) == (parameters, round(2e-6 * multiply_adds, 1))
-    assert found["recall"] != found["training accuracy"]
-    assert all(0 <= found[name] <= 1 for name in ("recall", "training accuracy"))
+def test_search(tiny_search, monkeypatch):
+    """Two trials by the recipe; a search that has ended is not repeated."""
+    records = tiny_search.run_search()
+    assert len(records) == 2 and records[0]["score"] >= records[1]["score"]
+    assert {record["learning_rate"] for record in records} <= {0.004, 0.008, 0.012}
+    monkeypatch.setattr(tiny_search, "score_training", Mock(side_effect=AssertionError))
+    assert tiny_search.run_search() == records
+    (tiny_search.PUBLISHED / "tuning").mkdir(parents=True)
+    run_cell_with(tiny_search, "trials = run_search()")
+    assert tiny_search.trials[0] == {**records[0], "name": "no. 1"}
+    assert tiny_search.read_record("tuning/search.json") == {"trials": records}
 
 
-def test_compare(small, tried):
-    """Each trial is recorded when it ends; recorded ones are skipped, others' forgotten."""
-    plans = {f"{rate}": small.provenance("softmax", {}, rate, True, 1) for rate in (0.1, 0.3, 0.2)}
-    tried.stop = 2
-    with pytest.raises(KeyboardInterrupt):
-        small.compare("step", plans)
-    assert [trial["name"] for trial in small.recorded_trials("step", bool)] == ["0.1", "0.3"]
-    tried.stop = None
-    table = small.compare("step", plans)
-    assert table["name"].tolist() == ["0.3", "0.2", "0.1"] and len(tried.calls) == 3
-    assert table["made_from"].tolist() == [plans[name] for name in table["name"]]
-    assert small.compare("step", plans).equals(table) and len(tried.calls) == 3
-    others = {"0.2": {**plans["0.2"], "policy": "x"}, "new": {**plans["0.3"], "version": 0}}
-    assert small.compare("step", others)["name"].tolist() == ["new", "0.2"]
-    assert len(tried.calls) == 4 and len(small.recorded_trials("step", bool)) == 2
+def test_failed_trial(tiny_search, monkeypatch):
+    """It is an error. The next run takes it up again, and repeats no other trial."""
+    scores = Mock(side_effect=[0.5, MemoryError("bad luck"), 0.7, 0.6])
+    monkeypatch.setattr(tiny_search, "score_training", scores)
+    with pytest.raises(RuntimeError, match="search: "):
+        tiny_search.run_search()
+    assert [record["score"] for record in tiny_search.run_search()] == [0.7, 0.5]
 
 
-def test_only_what_is_wanted_is_computed(small, tried, monkeypatch):
-    plans = {"a": small.provenance("softmax", {}, 0.1, True, 1)}
-    monkeypatch.setattr(small, "ONLY", {"search", "lenet5_with_da"})
-    assert small.wanted("search") and small.wanted("lenet5_with_da") and not small.wanted("step")
-    assert small.compare("step", plans).empty and not tried.calls
-    monkeypatch.setattr(small, "ONLY", set())
-    assert small.wanted("step")
-    monkeypatch.setattr(small, "PROFILE", "pretrained")
-    assert not small.wanted("step") and not small.wanted("search")
-    asked = []
-    monkeypatch.setattr(small, "published", lambda name: asked.append(name) or small.PUBLISH / name)
-    assert small.compare("step", plans).empty and small.search().empty and not tried.calls
-    assert asked == ["tuning/step.json", "tuning/search.json"]
-    trial = {"name": "b", "recall": 0.9, "parameters": 1, "MFLOPs": 0.1, "seconds": 2}
-    trial["made_from"] = {"another": "configuration"}
-    small.write_json(small.PUBLISH / "tuning" / "step.json", {"trials": [trial]})
-    assert small.compare("step", plans)["name"].tolist() == ["b"], "a record is shown as it is"
-
-
-def test_search(small, tried, monkeypatch):
-    table = small.search()
-    assert len(table) == len(tried.calls) == 3 and table["recall"].is_monotonic_decreasing
-    for name, made_from in zip(table["name"], table["made_from"], strict=True):
-        network, rate = made_from["network"], made_from["learning_rate"]
-        assert made_from == small.provenance("custom", network, rate, True, 1, 94)
-        assert made_from in tried.calls and "dropout" in network
-        assert name.startswith(small.describe(network))
-    assert small.search().equals(table) and len(tried.calls) == 3, "a finished search is repeated"
-    (small.PUBLISH / "tuning" / "search.json").unlink()
-    assert small.search().equals(table) and len(tried.calls) == 3, "its own records are not read"
-    monkeypatch.setitem(small.BUDGET, "search", {**small.BUDGET["search"], "epochs": 2})
-    assert len(small.search()) == 3 and len(tried.calls) == 6, "another configuration's is taken"
-
-
-def test_images_that_any_model_was_trained_on_are_listed(small):
-    """By an earlier run, too, whose models are scored beside this one's."""
-    small.PUBLISH.mkdir(parents=True)
-    np.save(small.PUBLISH / "train_images.npy", np.uint64([5, 7]))
-    put = {"emnist": small.splits, "ONLY": {"none"}, "networks": {}, "rates": {}}
-    with patch.dict(vars(small), put):
-        run_cell_with(small, "plan = planned(networks, rates)")
-    listed = {5, 7, *small.image_digests(small.splits["train"][0])}
-    assert set(np.load(small.PUBLISH / "train_images.npy")) == listed
-    put["ONLY"] = {"none", "custom_with_ad"}
-    with patch.dict(vars(small), put), pytest.raises(ValueError, match=r"found \['custom_with_ad'"):
-        run_cell_with(small, "plan = planned(networks, rates)")
-
-
-def test_failed_trials_are_an_error_and_run_again(small, tried, monkeypatch):
-    with monkeypatch.context() as replaced, pytest.raises(RuntimeError, match="bad luck"):
-        replaced.setattr(small, "try_out", Mock(side_effect=MemoryError("bad luck")))
-        small.search()
-    assert not (small.PUBLISH / "tuning" / "search.json").exists()
-    assert len(small.search()) == 3
-
-
-def test_affordable_networks(nb, monkeypatch):
-    """Every combination that costs at most 600,000 parameters and 40 MFLOPs, counted by hand."""
+def test_small_networks(nb, monkeypatch):
+    """All that cost at most 600,000 parameters and 40 MFLOPs, counted by hand."""
     offered = []
 
     def make_custom(**network):
-        parameters, multiply_adds = by_hand(**network)
-        offered.append((network, parameters <= 600_000 and 2 * multiply_adds <= 40e6))
-        return SimpleNamespace(count_params=lambda: parameters, mflops=2 * multiply_adds / 1e6)
+        offered.append(network)
+        parameters, mflops = count_by_hand(**network)
+        return SimpleNamespace(count_params=lambda: parameters, mflops=mflops)
 
     monkeypatch.setattr(nb, "make_custom", make_custom)
     monkeypatch.setattr(nb, "count_mflops", lambda model: model.mflops)
-    found = nb.affordable_networks()
-    assert list(found.values()) == [network for network, within in offered if within]
-    assert 40 < len(found) < len(offered)
-    assert nb.describe(TINY) == "4-6-8 x 1-1-2, strided, average"
-    assert nb.describe({**TINY, "dense": 9, "stride": 1}) == "4-6-8 x 1-1-2, dense 9"
+    found = nb.small_networks()
+    within = [
+        np.less_equal(count_by_hand(**each), (600_000, 40)).all() for each in offered
+    ]
+    assert found == [each for each, fits in zip(offered, within, strict=True) if fits]
+    assert 40 < len(found) < len(offered) == len(nb.WIDTHS) * len(nb.DEPTHS) * 6
 
 
-@pytest.mark.parametrize("rate, beyond", ((0.012, 0.018), (0.008, None), (0.004, 0.002)))
-def test_step_2(small, tried, rate, beyond):
-    """Tried again: the best four, the best of high dropout, and the next rate beyond an edge."""
-    trials, step1 = [], [(width, 0.0) for width in (4, 7, 8, 5, 6)] + [(1, 0.2), (2, 0.2)]
-    for width, dropout in step1:
-        network = {**TINY, "widths": [width, 6, 8], "dropout": dropout}
-        plan = small.provenance("custom", network, rate, True, 1, 94)
-        entry = {"name": f"{width}, rate {rate}", "recall": width / 10, "parameters": 1}
-        trials.append({**entry, "MFLOPs": 0.1, "made_from": plan})
-    put = {"found": small.table_of(trials), "networks": {}, "rates": {}, "show": Mock()}
-    put |= dict.fromkeys(("finals", "winner", "candidates", "high", "again_at", "both"))
-    with patch.dict(vars(small), put):
-        run_cell_with(small, "high = [trial")
-        best = small.finals["made_from"].iloc[0]
-        assert small.rates["custom"] == best["learning_rate"]
-        assert small.networks["custom"] == best["network"] == tried.calls[4]["network"]
-    found = [(plan["network"]["widths"][0], plan["learning_rate"]) for plan in tried.calls]
-    expected = [(width, rate) for width in (8, 7, 6, 5, 2)] + [(2, beyond)] * bool(beyond)
-    assert found == expected and {plan["epochs"] for plan in tried.calls} == {2}
-    caption = put["show"].call_args[0][1]
-    assert caption.startswith(f"Step 2, the best first; {len(expected) - 1} others are within two")
-
-
-@pytest.mark.parametrize("stride, dense, dropout, depth", ((1, 0, 0.1, 2), (2, 128, 0.0, 1)))
-def test_neighbours(nb, stride, dense, dropout, depth):
-    """Each differs from the winner in one choice at most, and each choice is looked at."""
-    network = {"widths": [24, 48, 96], "depths": [1, depth, depth], "stride": stride}
-    network |= {"dense": dense, "dropout": dropout}
-    found = nb.neighbours(nb.provenance("custom", network, 0.008, True, 4, 94))
-    chosen, seen = found.pop("as chosen"), set()
-    assert chosen == nb.provenance("custom", network, 0.008, True, nb.BUDGET["finals"]["epochs"])
-    for text, plan in found.items():
-        changed = [key for key in network if plan["network"][key] != network[key]]
-        changed += [key for key in plan if key != "network" and plan[key] != chosen[key]]
-        assert len(changed) <= 1, text
+@pytest.mark.parametrize("stride, dense", ((1, 0), (2, 128)))
+def test_neighbours(nb, stride, dense):
+    """Each differs from the winner in one choice, and each choice is looked at."""
+    network = {"widths": [24, 48, 96], "depths": [1, 2, 2], "stride": stride}
+    network |= {"dense": dense, "dropout": 0.1}
+    found = nb.neighbours({"network": network, "learning_rate": 0.008})
+    chosen = found.pop("as chosen")
+    assert (chosen.network, chosen.learning_rate) == (network, 0.008)
+    seen = set()
+    for name, training in found.items():
+        changed = [key for key in network if training.network[key] != network[key]]
+        changed += ["rate"] * (training.learning_rate != 0.008)
+        assert len(changed) == 1, name
         seen.update(changed)
-        for key in {"widths", "depths"} & set(changed):
-            assert np.not_equal(plan["network"][key], network[key]).sum() == 1, text
-        assert plan["network"]["dropout"] >= 0 and min(plan["network"]["depths"]) >= 1
-        nb.make_custom(**plan["network"])
-    assert seen >= {"widths", "stride", "dense", "dropout", "learning_rate"}
-    assert ("depths" in seen) == (depth > 1)
+        nb.make_custom(**training.network)
+    assert seen == {*network, "rate"}
+
+
+def test_teachers(nb, monkeypatch):
+    """They are averaged geometrically, and the average sums to one."""
+    random = np.random.RandomState(0)
+    answers = {key: random.dirichlet(np.full(47, 0.3), 20) for key in nb.TEACHERS}
+    monkeypatch.setattr(nb, "load_model", lambda key: key)
+    monkeypatch.setattr(nb, "predict", lambda key, images: answers[key])
+    found = nb.ask_teachers(None)
+    product = np.prod([np.maximum(each, 1e-7) for each in answers.values()], axis=0)
+    mean = product ** (1 / 3)
+    assert found.dtype == np.float16 and len(answers) == 3
+    np.testing.assert_allclose(found, mean / mean.sum(1, keepdims=True), atol=1e-3)
+    images = nb.train_images
+    copies = nb.augmented_copies(images, 2)
+    assert copies.shape == (2 * len(images), 28, 28) and copies.dtype == np.uint8
+    assert (copies == nb.augmented_copies(images, 2)).all()
+    assert (copies[: len(images)] != copies[len(images) :]).any(
+        axis=(1, 2)
+    ).mean() > 0.8

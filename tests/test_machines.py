@@ -1,0 +1,221 @@
+"""What differs on other people's machines: settings, other files, cells run again."""
+
+import ast
+import json
+import os
+import symtable
+import sys
+from pathlib import Path
+from unittest.mock import Mock
+
+import h5py
+import nbclient
+import nbformat
+import pytest
+from conftest import ROOT, code_cells, load_notebook, run_cell_with
+from idx_files import make_files, read, write
+
+FACTS = """
+facts = {"source": DATA_SOURCE, "backend": keras.backend.backend()}
+facts["epsilon"] = keras.config.epsilon()
+facts["formats"] = [keras.config.floatx(), keras.config.image_data_format()]
+facts["dtypes"] = sorted({weight.dtype for weight in make_custom().weights})
+h5py.File("locked.h5", "w").close()
+with open("locked.h5") as other:
+    with contextlib.suppress(ImportError):  # on Windows
+        import fcntl
+        fcntl.flock(other, fcntl.LOCK_EX)
+    with h5py.File("locked.h5") as file:
+        facts["locked file"] = len(file)
+print("facts:", json.dumps(facts))
+"""
+CHART = "plt.plot([1, 2])\nplt.show()"
+
+
+def cell_with(text):
+    """Return the source of the only code cell in which `text` stands."""
+    (source,) = [source for source in code_cells() if text in source]
+    return source
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory):
+    """The facts, and the outputs of two charts, after the setup in a kernel, where the
+    shell and the home directory have settings of other projects."""
+    home = tmp_path_factory.mktemp("home")
+    settings = {"floatx": "float16", "image_data_format": "channels_first"}
+    settings |= {"backend": "torch", "epsilon": 0.1}
+    write(home, {".keras/keras.json": json.dumps(settings).encode()})
+    environment = {**os.environ, "HOME": str(home), "USERPROFILE": str(home)}
+    environment |= {"MPLBACKEND": "agg", "EMNIST_DIR": "~/my data"}
+    for name in ("KERAS_BACKEND", "KERAS_HOME", "HDF5_USE_FILE_LOCKING"):
+        environment.pop(name, None)
+    setup = code_cells()
+    setup = setup[: setup.index(cell_with("QUICK = PROFILE")) + 1]
+    texts = ("def image_input", "def add_convolution", "def make_custom")
+    models = ["CLASSES, SIZE, QUICK = 47, 28, False", *map(cell_with, texts)]
+    inline = cell_with("set_image_data_format")
+    sources = [*setup, *models, FACTS, CHART, "matplotlib.use('pdf')", inline, CHART]
+    book = nbformat.v4.new_notebook(cells=[*map(nbformat.v4.new_code_cell, sources)])
+    place = {"metadata": {"path": str(home)}}
+    nbclient.NotebookClient(book, timeout=300, resources=place).execute(env=environment)
+    facts, first, _, _, again = [cell.outputs for cell in book.cells[-5:]]
+    return json.loads(facts[0].text.partition("facts: ")[2]), first, again
+
+
+def test_settings_of_keras_do_not_matter(elsewhere):
+    facts = elsewhere[0]
+    assert facts["backend"] == "tensorflow" and facts["dtypes"] == ["float32"]
+    assert facts["formats"] == ["float32", "channels_last"]
+    assert facts["epsilon"] == 1e-7
+
+
+def test_file_that_cannot_be_locked_is_read(elsewhere):
+    assert elsewhere[0]["locked file"] == 0
+
+
+def test_charts_are_inline_in_a_kernel(elsewhere):
+    """Whatever the shell says, and once more after the backend was changed."""
+    for outputs in elsewhere[1:]:
+        assert any("image/png" in output.get("data", {}) for output in outputs)
+
+
+UNKNOWN = {"KERAS_BACKEND": "import keras_tuner", "EMNIST_PROFILE": "QUICK = PROFILE"}
+
+
+@pytest.mark.parametrize("value", ["torch", "theano", "Quick", ""])
+def test_settings_that_cannot_work_are_named(monkeypatch, value):
+    """At once, and not deep inside of what is imported or computed."""
+    for name, text in UNKNOWN.items():
+        monkeypatch.setenv(name, value)
+        with pytest.raises(ValueError, match=f"^{name}: expected .*; found "):
+            exec(cell_with(text), {"os": os, "Path": Path})
+
+
+def test_old_python_is_refused_in_a_sentence(monkeypatch):
+    """The first cells run on it, and no cell needs more than the oldest that is not."""
+    codes = code_cells()
+    check = cell_with("sys.version_info <")
+    for source in codes[: codes.index(check) + 1]:
+        ast.parse(source, feature_version=(3, 8))
+    for source in codes:
+        ast.parse(source, feature_version=(3, 11))
+    monkeypatch.setattr(sys, "version_info", (3, 10, 14))
+    with pytest.raises(RuntimeError, match=r"expected Python 3\.11 or newer"):
+        exec(check, {})
+
+
+def test_packages_are_installed_in_colab_only(monkeypatch):
+    install = Mock()
+    monkeypatch.setattr("subprocess.run", install)
+    exec(cell_with("sys.version_info <"), {})
+    install.assert_not_called()
+    monkeypatch.setitem(sys.modules, "google.colab", Mock())
+    exec(cell_with("sys.version_info <"), {})
+    install.assert_called_once()
+
+
+def test_home_is_expanded(elsewhere, tmp_path, monkeypatch):
+    """In the folder of the data; other tests see to pictures."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    write(tmp_path / "my data", make_files())
+    module = load_notebook("machine")
+    module.DATA_SOURCE = elsewhere[0]["source"]
+    run_cell_with(module, "fetch_official(DATA_FOLDER)")
+    assert str(module.DATA_FOLDER) == str(tmp_path / "my data")
+
+
+@pytest.mark.parametrize("reason", ["a file in its way", "no space left"])
+def test_chart_that_cannot_be_saved_is_reported(small, monkeypatch, capsys, reason):
+    scores = {key: {"accuracy": 0.9, "ci95": [0.8, 1.0]} for key in small.TEST_SETS}
+    models = {"custom": {"params": 7, "with_da": scores}}
+    results = {"data": {"name": "made up"}, "models": models}
+    monkeypatch.setattr(small, "results", results, raising=False)
+    monkeypatch.setattr(small.plt, "show", Mock())
+    if reason == "a file in its way":
+        write(Path(), {"runs": b"a file"})
+    else:
+        monkeypatch.setattr(small, "whole_file", Mock(side_effect=OSError(reason)))
+    run_cell_with(small, "figure.savefig")
+    assert "The chart was not saved: " in capsys.readouterr().out
+    small.plt.show.assert_called_once()
+    small.plt.close("all")
+
+
+DAMAGES = {
+    "empty": lambda path: path.write_bytes(b""),
+    "half": lambda path: path.write_bytes(path.read_bytes()[:3000]),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_absent_and_unreadable_checkpoints_are_told_apart(nb, tmp_path, damage):
+    path = tmp_path / "x.weights.h5"
+    training = nb.Training("custom", 0.004, epochs=6)
+    model = nb.keras.Sequential([nb.keras.Input((9,)), nb.keras.layers.Dense(47)])
+    assert nb.restore(model, path, training) == []
+    model.save_weights(path)
+    with h5py.File(path, "a") as file:
+        file.attrs["training"] = repr(training)
+        file.attrs["history"] = '[{"loss": 1.5}]'
+    assert nb.restore(model, path, training) == [{"loss": 1.5}]
+    assert nb.restore(model, path, nb.Training("custom", 0.002, epochs=6)) == []
+    DAMAGES[damage](path)
+    with pytest.raises(OSError):
+        nb.restore(model, path, training)
+
+
+def test_only_what_a_run_published_is_listed(small, monkeypatch):
+    """Not the leftovers of file managers and editors, nor the list itself."""
+    trainings = ["custom_with_da", "resnet50v2_with_da"]  # the first is published
+    monkeypatch.setattr(small, "TRAININGS", trainings, raising=False)
+    published = ["custom_arch.json", "results.json", "tuning/search.json"]
+    published += ["weights/custom_with_da.weights.h5"]
+    strays = [".DS_Store", "tuning/Thumbs.db", ".ipynb_checkpoints/results.json"]
+    strays += ["results.json~", "weights/.partial-x/custom_with_da.weights.h5"]
+    write(small.PUBLISHED, dict.fromkeys([*published, *strays, "SHA256SUMS"], b"x"))
+    digest = small.write_sums()
+    listed = read(small.PUBLISHED)["SHA256SUMS"]
+    assert digest == small.sha256(listed)
+    assert [line.split()[1] for line in listed.decode().splitlines()] == published
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_cells_run_again_give_the_same(monkeypatch, quick):
+    monkeypatch.chdir(ROOT)
+    module = load_notebook("again")
+    module.QUICK = quick
+    module.DATA_SOURCE = "data/reconstructed"
+    texts = ["fetch_official(DATA_FOLDER)", "def stratified", "held_out = strat"]
+    digests = []
+    for text in [*texts, *texts, *texts[1:], *texts[2:]]:
+        run_cell_with(module, text)
+        if text == texts[2]:
+            run_cell_with(module, "def data_digest")
+            test_digest = module.data_digest(module.test_images, module.test_labels)
+            digests.append((*module.DATA_DIGESTS.values(), test_digest))
+    assert len(digests) == 4 and len(set(digests)) == 1
+
+
+def names_used(table):
+    """Return the global names that the code of a symbol table refers to."""
+    is_top = table.get_type() == "module"
+    symbols = [symbol for symbol in table.get_symbols() if symbol.is_referenced()]
+    names = {each.get_name() for each in symbols if is_top or each.is_global()}
+    return names.union(*map(names_used, table.get_children()))
+
+
+def test_names_of_other_cells_mean_one_thing():
+    """What a cell takes from another is given by no third, or it would take something
+    else after that was run again. Modules may be imported twice."""
+    given, taken = [], set()
+    for number, source in enumerate(code_cells()):
+        table = symtable.symtable(source, f"cell {number}", "exec")
+        symbols = [s for s in table.get_symbols() if s.is_assigned() or s.is_imported()]
+        given += (names := {symbol.get_name() for symbol in symbols})
+        taken |= names_used(table) - names
+    several = {name for name in taken if given.count(name) > 1} - sys.modules.keys()
+    # the test images less those that were trained on are still the test images
+    assert several <= {"test_images", "test_labels", "augmented_images"}
