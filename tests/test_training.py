@@ -92,15 +92,13 @@ def test_layers_in_front_of_the_network(nb, augmentation, corruption):
 
 
 def test_prepared_loss(nb):
-    """It knows the classes' shares; answers of teachers are learnt as such."""
+    """It knows the classes' shares."""
     model, labels = prepared(nb)
     outputs = np.random.RandomState(5).dirichlet(np.full(47, 5), 9).astype("float32")
     targets = np.eye(47, dtype="float32")[:9]
     shares = (np.bincount(labels, minlength=47) / 360).astype("float32")
     expected = nb.adjusted_loss(shares)(targets, outputs)
     np.testing.assert_allclose(model.loss(targets, outputs), expected, rtol=1e-5)
-    model, _ = prepared(nb, teachers=("custom_with_da",))
-    assert model.loss == "categorical_crossentropy"
 
 
 def test_training_learns(small):
@@ -219,7 +217,7 @@ def test_validation_score_and_padding(nb, monkeypatch):
 
 def test_publish(small, monkeypatch):
     """A model has an entry when it is complete; another training or data are told."""
-    key, training = "custom_with_da", tiny_training(small, teachers=("a", "b"))
+    key, training = "custom_with_da", tiny_training(small, corruption=True)
     network = small.make_model("custom", **TINY)
     before = small.predict(network, small.val_images)
     assert small.must_train(key, training)
@@ -302,7 +300,7 @@ def test_search(tiny_search, monkeypatch):
     monkeypatch.setattr(tiny_search, "score_training", Mock(side_effect=AssertionError))
     assert tiny_search.run_search() == records
     (tiny_search.PUBLISHED / "tuning").mkdir(parents=True)
-    run_cell_with(tiny_search, "trials = run_search()")
+    run_cell_with(tiny_search, "write_record(\"tuning/search.json\"")
     assert tiny_search.trials[0] == {**records[0], "name": "no. 1"}
     assert tiny_search.read_record("tuning/search.json") == {"trials": records}
 
@@ -351,23 +349,3 @@ def test_neighbours(nb, stride, dense):
         seen.update(changed)
         nb.make_custom(**training.network)
     assert seen == {*network, "rate"}
-
-
-def test_teachers(nb, monkeypatch):
-    """They are averaged geometrically, and the average sums to one."""
-    random = np.random.RandomState(0)
-    answers = {key: random.dirichlet(np.full(47, 0.3), 20) for key in nb.TEACHERS}
-    monkeypatch.setattr(nb, "load_model", lambda key: key)
-    monkeypatch.setattr(nb, "predict", lambda key, images: answers[key])
-    found = nb.ask_teachers(None)
-    product = np.prod([np.maximum(each, 1e-7) for each in answers.values()], axis=0)
-    mean = product ** (1 / 3)
-    assert found.dtype == np.float16 and len(answers) == 3
-    np.testing.assert_allclose(found, mean / mean.sum(1, keepdims=True), atol=1e-3)
-    images = nb.train_images
-    copies = nb.augmented_copies(images, 2)
-    assert copies.shape == (2 * len(images), 28, 28) and copies.dtype == np.uint8
-    assert (copies == nb.augmented_copies(images, 2)).all()
-    assert (copies[: len(images)] != copies[len(images) :]).any(
-        axis=(1, 2)
-    ).mean() > 0.8
