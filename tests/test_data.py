@@ -158,7 +158,7 @@ def test_counts_have_to_match(nb, tmp_path):
         write(tmp_path, {**FILES, NAMES[key]: idx(make_arrays()[key][:-1])})
         with complains(tmp_path) as error:
             nb.read_emnist(tmp_path)
-        assert f"{key.split('-')[0]} label for each image" in str(error.value)
+        assert f"as many {key.split('-')[0]} labels" in str(error.value)
 
 
 def test_data_are_named_by_their_digests(nb, monkeypatch):

@@ -239,7 +239,7 @@ def test_written_models_load(small, key):
     found, expected = (small.predict(each, images) for each in (model, network))
     np.testing.assert_allclose(found, expected, atol=1e-3)
     last.write_text("broken")
-    with pytest.raises(ValueError, match=f"{key}: expected a model that Keras reads"):
+    with pytest.raises(ValueError, match=f"{key}: expected a Keras model"):
         small.load_model(key)
     last.unlink()
     with pytest.raises(FileNotFoundError, match=last.name):

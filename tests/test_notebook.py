@@ -19,9 +19,9 @@ from servers import Server
 SECTIONS = ["Setup", "Data Preparation", "View Data", "Model Creation"]
 SECTIONS += ["Data Augmentation on test set", "Downloading Pre-trained Models"]
 SECTIONS += ["Comparison among the models", "Predictions"]
-MAX_LINES = 1750
+MAX_LINES = 1700
 MIN_WORDS_PER_LINE = 4
-MEDIAN_CELL = 13
+MEDIAN_CELL = 12
 LONGEST_CELL = 36
 CHART_AFTER = 15  # lines of code, the chart of the result is shown
 MAX_BYTES = 1_400_000
