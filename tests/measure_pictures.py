@@ -1,6 +1,6 @@
 """Measure what the notebook's section 7 reads in a folder of real pictures.
 
-    python tests/measure_pictures.py FOLDER [--model custom_robust] [--cells cells.py]
+    python tests/measure_pictures.py FOLDER [--model custom_robust]
 
 FOLDER holds manifest.csv (path, label, kind) of pictures of one character each, and may
 hold lines.csv (path, text, characters stand apart) of pictures of several and blank/
@@ -10,62 +10,27 @@ by CI: the pictures are not the project's to ship.
 """
 
 import argparse
-import ast
 import csv
-import linecache
 import re
 import sys
 import time
-import types
 from pathlib import Path
 
 import keras
-import matplotlib.pyplot as plt
 import numpy as np
 from conftest import ROOT, load_notebook
-from scipy import ndimage
 
-CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabdefghnqrt"
 LOOK_ALIKES = str.maketrans("OILSZqgF", "0115299f")
 CASELESS = str.maketrans("OILSZQG", "0115299")
 
 
-def find_weights(key):
-    """The weights file of the custom network `key`: published, or of a training run."""
-    folders = (ROOT / "pretrained", ROOT / "runs" / "train" / "pretrained")
-    for folder in folders:
-        file = folder / "weights" / f"{key}.weights.h5"
-        if file.exists():
-            return file
-    sys.exit(f"expected {key}.weights.h5 below {folders[0]}; found none")
-
-
 def load_model(key):
-    """Load the custom network `key`."""
-    architecture = (ROOT / "pretrained" / "custom_arch.json").read_text()
+    """Load the published custom network `key`."""
+    published = ROOT / "pretrained"
+    architecture = (published / "custom_arch.json").read_text()
     model = keras.models.model_from_json(architecture)
-    model.load_weights(find_weights(key))
+    model.load_weights(published / "weights" / f"{key}.weights.h5")
     return model
-
-
-def load_cells(path):
-    """A module with the imports, constants and functions of a percent script."""
-    nb = types.ModuleType("cells")
-    vars(nb).update(np=np, plt=plt, keras=keras, Path=Path, ndimage=ndimage, SIZE=28)
-    nb.CHARACTERS = CHARACTERS
-    nb.COLORS = {"custom": "#0072B2", "resnet50v2": "#D55E00", "mobilenetv2": "#009E73"}
-    cells = re.split(r"^# %%.*\n", Path(path).read_text(encoding="utf-8"), flags=re.M)
-    for number, source in enumerate(cells):
-        file = f"<cells {number}>"
-        linecache.cache[file] = (len(source), None, source.splitlines(True), file)
-        for node in ast.parse(source, file).body:
-            imports = isinstance(node, ast.Import | ast.ImportFrom | ast.FunctionDef)
-            constant = (
-                isinstance(node, ast.Assign) and ast.unparse(node.targets[0]).isupper()
-            )
-            if imports or constant:
-                exec(compile(ast.Module([node], []), file, "exec"), vars(nb))
-    return nb
 
 
 def rows_of(path):
@@ -187,14 +152,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--model", default="custom_robust")
-    parser.add_argument(
-        "--cells", type=Path, help="a percent script instead of the notebook"
-    )
     parser.add_argument("--wrong", action="store_true", help="list what is read wrong")
     options = parser.parse_args()
     if not (options.folder / "manifest.csv").is_file():
         sys.exit(f"{options.folder}: expected a folder with manifest.csv; found none")
-    nb = load_cells(options.cells) if options.cells else load_notebook()
+    nb = load_notebook()
     model = load_model(options.model)
     model.predict_on_batch(np.zeros((1, 28, 28, 1), np.float32))  # compiled
     print(f"{options.model} on {options.folder}")

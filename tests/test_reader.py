@@ -6,7 +6,6 @@ Every picture is drawn by draw_pictures.py, here or beforehand.
 import dataclasses
 import io
 import itertools
-import os
 import shutil
 import struct
 import subprocess
@@ -28,11 +27,8 @@ PLAIN = draw_pictures.Scene("A.png", (320, 240), "felt", 1, 0.5, light=0.2, nois
 
 @pytest.fixture(scope="session")
 def reader():
-    """The notebook's functions, or those of the percent script in READER_CELLS."""
-    nb = load_notebook()
-    if not hasattr(nb, "read_text"):
-        nb = measure_pictures.load_cells(os.environ["READER_CELLS"])
-    return nb
+    """The notebook's functions."""
+    return load_notebook("reader")
 
 
 @pytest.fixture(scope="session")
@@ -332,7 +328,7 @@ def test_reader_file_is_the_notebooks_and_runs(reader, tmp_path):
     published = ROOT / "pretrained" / "reader.py"
     if published.exists():
         assert published.read_text(encoding="utf-8") == text
-    folder = measure_pictures.find_weights("custom_robust").parent
+    folder = ROOT / "pretrained" / "weights"
     shutil.copytree(folder, tmp_path / "weights")
     shutil.copy(ROOT / "pretrained" / "custom_arch.json", tmp_path)
     run = [sys.executable, str(tmp_path / "reader.py")]

@@ -300,7 +300,7 @@ def test_search(tiny_search, monkeypatch):
     monkeypatch.setattr(tiny_search, "score_training", Mock(side_effect=AssertionError))
     assert tiny_search.run_search() == records
     (tiny_search.PUBLISHED / "tuning").mkdir(parents=True)
-    run_cell_with(tiny_search, "write_record(\"tuning/search.json\"")
+    run_cell_with(tiny_search, 'write_record("tuning/search.json"')
     assert tiny_search.trials[0] == {**records[0], "name": "no. 1"}
     assert tiny_search.read_record("tuning/search.json") == {"trials": records}
 
