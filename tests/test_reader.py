@@ -162,7 +162,7 @@ def said(probabilities):
     """A model that answers these probabilities, {character: probability}."""
     answer = np.zeros((1, 47))
     for character, probability in probabilities.items():
-        answer[0, measure_pictures.CHARACTERS.index(character)] = probability
+        answer[0, reader.CHARACTERS.index(character)] = probability
     return SimpleNamespace(predict_on_batch=lambda images: answer)
 
 
