@@ -158,18 +158,19 @@ def test_a_dot_belongs_to_its_letter(reader, model):
     assert np.diff(rows).max() > 1, "the dot of the j is gone"
 
 
-def said(probabilities):
+def said(probabilities, characters):
     """A model that answers these probabilities, {character: probability}."""
     answer = np.zeros((1, 47))
     for character, probability in probabilities.items():
-        answer[0, reader.CHARACTERS.index(character)] = probability
+        answer[0, characters.index(character)] = probability
     return SimpleNamespace(predict_on_batch=lambda images: answer)
 
 
 @pytest.mark.parametrize("show", [False, True])
 def test_answer_figure_and_among(reader, show):
     plt.close("all")
-    model = said({"A": 0.5, "g": 0.3, "9": 0.15, "4": 0.05})
+    probabilities = {"A": 0.5, "g": 0.3, "9": 0.15, "4": 0.05}
+    model = said(probabilities, reader.CHARACTERS)
     answer = reader.predict_image(PICTURES[0], model, top=2, show=show)
     assert answer == [("A", pytest.approx(0.5)), ("g", pytest.approx(0.3))]
     assert [len(plt.figure(n).axes) for n in plt.get_fignums()] == [6] * show
