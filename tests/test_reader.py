@@ -18,7 +18,7 @@ import matplotlib.pyplot as plt
 import measure_pictures
 import numpy as np
 import pytest
-from conftest import ROOT, load_notebook
+from conftest import ROOT, load_notebook, run_cell_with
 from PIL import Image
 
 PICTURES = sorted(draw_pictures.FOLDER.iterdir())
@@ -345,3 +345,21 @@ def test_reader_file_is_the_notebooks_and_runs(reader, tmp_path):
     assert done[0].stdout.startswith("4 ")
     assert done[1].stdout.strip() == draw_pictures.TEXT
     assert "picture.png: expected" in done[2].stderr
+
+
+def test_stray_and_broken_files(model, tmp_path, monkeypatch, capsys):
+    """Each costs its own place, and hidden files are not looked at."""
+    nb = load_notebook("strays")
+    nb.reader_model = model
+    folder = tmp_path / "tests" / "pictures"
+    folder.mkdir(parents=True)
+    shutil.copytree(draw_pictures.TEXT_PICTURE.parent, tmp_path / "tests" / "text")
+    shutil.copy(PICTURES[0], folder)
+    for name in (".DS_Store", "._2.jpg", "Thumbs.db", "broken.png"):
+        (folder / name).write_bytes(b"no picture")
+    monkeypatch.chdir(tmp_path)
+    run_cell_with(nb, "pictures = sorted(Path(")
+    run_cell_with(nb, "panels = []")
+    assert [panel[1] for panel in nb.panels] == [PICTURES[0].name[0]]
+    left_out = capsys.readouterr().out
+    assert "broken.png" in left_out and ".DS_Store" not in left_out
