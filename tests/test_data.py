@@ -1,4 +1,4 @@
-"""Reading IDX and mapping files, good and bad; where they are found; the split."""
+"""Reading IDX files, good and bad; where they are found; the split."""
 
 import contextlib
 import gzip
@@ -8,14 +8,14 @@ import re
 import numpy as np
 import pytest
 from conftest import RECONSTRUCTED, ROOT, load_notebook, run_cell_with
-from idx_files import CODES, MAPPING, NAMES, idx, make_arrays, make_files, pack, write
+from idx_files import MAPPING, NAMES, idx, make_arrays, make_files, pack, write
 
-SHIPPED = {  # SHA-256 of the files as they lie there
-    "mapping": "0b57cacbe7536ef91dd14bf1384f726f436dc619f026c03aa8c14a97e8730468",
-    "train-images": "ded06213e2f32ffa404465bfc63aa8437195b717fd7436c7cc371eb3fa666b17",
-    "train-labels": "c9e14f661ad9c62cfb4d2cdca69009e7bc9ee60d58580f52cfbeec9f712977d2",
-    "test-images": "9644d75d298eded0d8035725a67b0a8b38855d0f3c892144697ba04722aaf98f",
-    "test-labels": "19d6ee5c8a39468cd581fe33d1a3096435bccf0efc3933f927a9d26f5e0c2ef0",
+MAPPING_SHA256 = "0b57cacbe7536ef91dd14bf1384f726f436dc619f026c03aa8c14a97e8730468"
+UNZIPPED = {  # SHA-256 of the content of the files that are shipped
+    "train-images": "70d275c78ab2ac1e33fb8ec708542b00c46e238d1fca07066f9b1fb52a0fac99",
+    "train-labels": "f6e544b8f3bd473a7c957ecfc80615fa9828b0e8bb6cfcd77d50bcae0db7f973",
+    "test-images": "420d9e0b7da1ad98a2702dfe9c5316ef6e73d50765e60fa4598e1dcafdd98d40",
+    "test-labels": "c0c640b62a7390214c1edd7d33a831504f35ff4443671ccced9e9c756f5d1414",
 }
 TRAIN_DIGEST = "d728d25aaabc6af839de7dcf402e1630ff7b8c1588aa49174b70b31a41b9b821"
 VALIDATION_DIGEST = "2e69db2cb6d8b99b345eaa0ef2573a3b8baa86d7c511d9fc21cc949719657dd0"
@@ -29,7 +29,7 @@ def real():
     module = load_notebook("real")
     module.DATA_SOURCE = "data/reconstructed"
     module.QUICK = False
-    texts = ("fetch_official(DATA_FOLDER)", "def stratified", "held_out = strat")
+    texts = ("data = read_emnist", "def stratified", "held_out = strat")
     with contextlib.chdir(ROOT):
         for text in (*texts, "def data_digest"):
             run_cell_with(module, text)
@@ -89,16 +89,12 @@ def test_gzip_files_are_unzipped(nb, tmp_path):
             nb.read_bytes(path)
 
 
-def test_mapping_is_checked(nb, tmp_path):
-    path = tmp_path / "mapping"
-    for good in (CODES, CODES.replace(b"\n", b"\r\n"), CODES.rstrip(), CODES + b"\n"):
-        path.write_bytes(good)
-        nb.check_mapping(path)
-    other_character = CODES.replace(b"46 116", b"46 117")
-    for bad in (CODES[:-7], CODES + b"47 117\n", other_character, b"1" + CODES, b""):
-        path.write_bytes(bad)
-        with complains(path):
-            nb.check_mapping(path)
+def test_characters_are_those_of_the_mapping_file(nb):
+    """Which is shipped with the data: a class number and a Unicode number a line."""
+    content = (RECONSTRUCTED / MAPPING).read_bytes()
+    assert nb.sha256(content) == MAPPING_SHA256
+    lines = [f"{number} {ord(letter)}" for number, letter in enumerate(nb.CHARACTERS)]
+    assert content.decode().split("\n")[:47] == lines
 
 
 FILES = make_files()
@@ -117,9 +113,8 @@ LAYOUTS = {
 def test_layouts_of_other_sites(nb, tmp_path, layout):
     """Images come out upright, which is transposed, and labels as they are."""
     write(tmp_path, LAYOUTS[layout])
-    arrays, digests = nb.read_emnist(tmp_path)
-    assert nb.name_data(digests) == "other data in EMNIST's layout"
-    assert list(arrays) == list(digests) == list(NAMES)
+    arrays = nb.read_emnist(tmp_path)
+    assert list(arrays) == list(NAMES)
     for key, array in make_arrays().items():
         upright = array.swapaxes(1, 2) if key.endswith("images") else array
         np.testing.assert_array_equal(arrays[key], upright)
@@ -130,7 +125,7 @@ def test_stray_files_do_no_harm(nb, tmp_path):
     strays = [".DS_Store", "Thumbs.db", "emnist-letters-train-images-idx3-ubyte"]
     strays += [f"{folder}._{name}" for name in FILES for folder in ("", "__MACOSX/")]
     write(tmp_path, {**FILES, **dict.fromkeys(strays, b"stray")})
-    labels = nb.read_emnist(tmp_path)[0]["test-labels"]
+    labels = nb.read_emnist(tmp_path)["test-labels"]
     np.testing.assert_array_equal(labels, make_arrays()["test-labels"])
 
 
@@ -148,9 +143,6 @@ def test_what_is_missing_is_named(nb, tmp_path):
             FileNotFoundError, match=re.escape(f"{folder}: expected emnist")
         ):
             nb.read_emnist(folder)
-    write(tmp_path, {**UNMAPPED, MAPPING: CODES[:-7]})
-    with complains(tmp_path / MAPPING):
-        nb.read_emnist(tmp_path)
 
 
 def test_counts_have_to_match(nb, tmp_path):
@@ -158,25 +150,14 @@ def test_counts_have_to_match(nb, tmp_path):
         write(tmp_path, {**FILES, NAMES[key]: idx(make_arrays()[key][:-1])})
         with complains(tmp_path) as error:
             nb.read_emnist(tmp_path)
-        assert f"as many {key.split('-')[0]} labels" in str(error.value)
-
-
-def test_data_are_named_by_their_digests(nb, monkeypatch):
-    contents = {key: FILES[name] for key, name in NAMES.items()}
-    digests = {key: nb.sha256(content) for key, content in contents.items()}
-    labels = {key: digests[key] for key in ("train-labels", "test-labels")}
-    assert nb.name_data(digests) == "other data in EMNIST's layout"
-    monkeypatch.setattr(nb, "OFFICIAL_LABELS", labels)
-    assert nb.name_data(digests) == "official EMNIST Balanced"
-    monkeypatch.setattr(nb, "RECONSTRUCTED", {"mapping": "its digest", **digests})
-    assert nb.name_data(digests) == "the reconstructed split"
+        assert f"{key.split('-')[0]} images and" in str(error.value)
 
 
 def test_shipped_files_byte_for_byte(nb):
-    for key, digest in SHIPPED.items():
+    for key, digest in UNZIPPED.items():
         path = nb.find_file(RECONSTRUCTED, nb.FILES[key])
-        assert hashlib.sha256(path.read_bytes()).hexdigest() == digest, key
-        assert nb.sha256(nb.read_bytes(path)) == nb.RECONSTRUCTED[key], key
+        assert nb.sha256(nb.read_bytes(path)) == digest, key
+    nb.fetch_split(RECONSTRUCTED, nb.RECONSTRUCTED)  # verifies them
 
 
 def test_split_is_the_published_one(real):

@@ -33,7 +33,6 @@ def train(nb, folder, stop=None):
     settle(nb, folder)
     training = nb.Training("custom", 0.02, 4, augmentation=False, network=TINY)
     path = nb.RUNS / "run.weights.h5"
-    arguments = training, path, nb.train_images, nb.one_hot(nb.train_labels)
     if stop:
         plain = nb.Checkpoint
 
@@ -45,9 +44,9 @@ def train(nb, folder, stop=None):
 
         nb.Checkpoint = CutOff
         with pytest.raises(KeyboardInterrupt):
-            nb.train(*arguments)
+            nb.train(training, path)
         nb.Checkpoint = plain
-    network, history = nb.train(*arguments)
+    network, history = nb.train(training, path)
     devices = len(network.trainable_variables[0].value.sharding.device_set)
     nb.publish("custom_without_da", network, training, history)
     answers = nb.predict(nb.load_model("custom_without_da"), nb.test_images)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from conftest import RECONSTRUCTED, ROOT, TINY, examples
 from scipy import ndimage
+from test_data import AUGMENTED_DIGEST
 
 COSTS = {
     "custom": (383_407, 27.854),  # parameters, MFLOPs
@@ -127,10 +128,8 @@ def test_augmented_test_set(nb):
     first = nb.augment_test_set(images)
     assert (nb.augment_test_set(images) == first).all()
     assert (first != images).any(axis=(1, 2)).all()
-    data, _ = nb.read_emnist(RECONSTRUCTED)
-    digest = nb.sha256(nb.augment_test_set(data["test-images"]))
-    recorded = json.loads((ROOT / "pretrained" / "results.json").read_text())
-    assert digest == recorded["data"]["augmented_digest"]
+    test_images = nb.read_emnist(RECONSTRUCTED)["test-images"]
+    assert nb.sha256(nb.augment_test_set(test_images)) == AUGMENTED_DIGEST
 
 
 @pytest.mark.parametrize("axes", ([0], [1], [2], [3], [4], range(5)))
@@ -242,7 +241,7 @@ def test_written_models_load(small, key):
     with pytest.raises(ValueError, match=f"{key}: expected a Keras model"):
         small.load_model(key)
     last.unlink()
-    with pytest.raises(FileNotFoundError, match=last.name):
+    with pytest.raises(ValueError, match=f"{key}: expected .*{last.name}"):
         small.load_model(key)
 
 

@@ -19,12 +19,12 @@ from servers import Server
 SECTIONS = ["Setup", "Data Preparation", "View Data", "Model Creation"]
 SECTIONS += ["Data Augmentation on test set", "Downloading Pre-trained Models"]
 SECTIONS += ["Comparison among the models", "Predictions"]
-MAX_LINES = 1700
+MAX_LINES = 1366
 MIN_WORDS_PER_LINE = 4
-MEDIAN_CELL = 12
-LONGEST_CELL = 36
+MEDIAN_CELL = 10
+LONGEST_CELL = 35
 CHART_AFTER = 15  # lines of code, the chart of the result is shown
-MAX_BYTES = 1_400_000
+MAX_BYTES = 1_200_000
 
 
 def count_lines(source):
@@ -180,7 +180,7 @@ def test_unknown_settings_are_refused():
     """An unknown profile or backend is named together with what is expected."""
     source = "\n".join(code_cells()[:7])
     for name, expected in (
-        ("EMNIST_PROFILE", "expected pretrained, quick or full; found fast"),
+        ("EMNIST_PROFILE", "'pretrained', 'quick', 'full']; found fast"),
         ("KERAS_BACKEND", "expected tensorflow or jax"),
     ):
         environment = {**os.environ, name: "fast"}

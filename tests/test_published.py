@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from conftest import RECONSTRUCTED, ROOT, cells, run_cell_with
 from statsmodels.stats.multitest import multipletests
+from test_data import TRAIN_DIGEST
+from test_data import VALIDATION_DIGEST as VAL_DIGEST
 
 PRETRAINED = ROOT / "pretrained"
 TESTS = ("test", "augmented_test")
@@ -45,13 +47,14 @@ def variants(results):
 @pytest.fixture(scope="module")
 def published(nb):
     """The notebook with the reconstructed split and the published answers."""
-    data, _ = nb.read_emnist(RECONSTRUCTED)
+    data = nb.read_emnist(RECONSTRUCTED)
     held_out = nb.stratified(data["train-labels"], 0.1)
     validation = data["train-labels"][held_out]
     with np.load(PRETRAINED / "predictions.npz") as arrays:
         predictions = dict(arrays)
     labels = dict.fromkeys(TESTS, data["test-labels"]) | {"validation": validation}
     values = {"predictions": predictions, "label_sets": labels, "data": data}
+    values["TRAININGS"] = dict.fromkeys(name.split("/")[0] for name in predictions)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in values.items():
             patch.setattr(nb, name, value, raising=False)
@@ -78,19 +81,17 @@ def test_scores_follow_from_predictions(published, results, variants):
     data = published.data
     digest = published.data_digest(data["test-images"], data["test-labels"])
     assert results["data"]["test_digest"] == digest
-    entries = dict(variants)
-    for name, reference in results.get("references", {}).items():
-        entries[f"{name}_with_da"] = reference["with_da"]
     assert len(variants) == 7
-    for key, entry in entries.items():
+    for key, entry in variants.items():
         for test in TESTS:
             found = published.score(key, test)
             expected = dict(entry[test])
             assert found.pop("ci95") == pytest.approx(expected.pop("ci95"), abs=1e-6)
             assert found == pytest.approx(expected, abs=1e-6), (key, test)
-            if "seeds" in entry:
-                accuracies = published.seed_accuracies(key, test)
-                assert accuracies == pytest.approx(entry["seeds"][test], abs=1e-4)
+            accuracies = published.seed_accuracies(key, test)
+            assert accuracies == pytest.approx(entry["seeds"][test])
+            seeds = 5 if key in ("custom_without_da", "custom_with_da") else 1
+            assert len(accuracies) == seeds
 
 
 def test_validation_scores_follow_from_predictions(published, histories):
@@ -126,25 +127,21 @@ def test_robustness_begins_at_the_accuracy(published, results):
     assert len(robustness["right"]) == 7
     for key, counts in robustness["right"].items():
         right = int(published.is_right(key, "test")[chosen].sum())
-        for kind, strengths in robustness["strengths"].items():
+        for kind, (_, strengths) in published.DISTORTIONS.items():
             at_zero = counts[kind][strengths.index(0)]
             assert abs(at_zero - right) <= 2, (key, kind)
             assert max(counts[kind]) <= 940 and len(counts[kind]) == len(strengths)
 
 
-def test_histories(nb, results, variants, histories):
+def test_histories(nb, histories):
     """With augmentation 30 epochs, without it 6; the robust network has its own."""
     for key, entry in histories.items():
         assert len(entry["history"]) == entry["training"]["epochs"], key
         if match := re.fullmatch(COMPARED, key):
             planned = {"with_da": 30, "without_da": 6}.get(match[2])
             assert planned in (None, entry["training"]["epochs"]), key
-            assert entry["data"] == results["data"]["digests"], key
+            assert entry["data"] == {"train": TRAIN_DIGEST, "validation": VAL_DIGEST}
             assert all((PRETRAINED / name).is_file() for name in nb.model_files(key))
-    for key, entry in variants.items():
-        for field in ("validation_score", "temperature", "seconds", "hardware"):
-            assert entry[field] == histories[key][field], (key, field)
-        assert entry["epochs"] == histories[key]["training"]["epochs"]
 
 
 def test_what_is_published_is_what_a_full_run_would_train(published, histories):
@@ -168,18 +165,16 @@ def texts():
     return {"README": readme, "answer": prose[0], "conclusions": conclusions}
 
 
-def known_percentages(results, variants):
+def known_percentages(published, results, variants):
     """Return all percentages that the results hold, as texts such as "90.4"."""
     shares = []
-    references = [entry["with_da"] for entry in results.get("references", {}).values()]
-    for entry in [*variants.values(), *references]:
-        for test in TESTS:
+    for test in TESTS:
+        shares.append(published.is_right("mobilenetv2_56px_with_da", test).mean())
+        for entry in variants.values():
             shares += [entry[test][field] for field in entry[test] if field != "ci95"]
             shares += entry[test]["ci95"]
-            seeds = entry.get("seeds", {}).get(test, [])
-            shares += [accuracy / 100 for accuracy in seeds]
-            if seeds:
-                shares.append(np.mean(seeds) / 100)
+            shares += [accuracy / 100 for accuracy in entry["seeds"][test]]
+            shares.append(np.mean(entry["seeds"][test]) / 100)
     for kinds in results["robustness"]["right"].values():
         for counts in kinds.values():
             shares += [count / results["robustness"]["images"] for count in counts]
@@ -187,13 +182,13 @@ def known_percentages(results, variants):
 
 
 @pytest.mark.parametrize("where", ("README", "answer", "conclusions"))
-def test_percentages_in_the_text(results, variants, where):
+def test_percentages_in_the_text(published, results, variants, where):
     """Every percentage of one decimal from 60 to 99.9 is one that was measured."""
     pictures = r"## Your own handwriting.*?(?=\n## )"  # measured elsewhere
     unmeasured = rf"```.*?```|https?://\S+|arXiv:\S+|{pictures}"
     text = re.sub(unmeasured, "", texts()[where], flags=re.S)
     said = re.findall(r"(?<![\d.,])([6-9]\d\.\d)(?![\d.])", text)
-    known = known_percentages(results, variants)
+    known = known_percentages(published, results, variants)
     assert not [number for number in said if number not in known]
     if where != "conclusions":
         assert f"{100 * variants['custom_with_da']['test']['accuracy']:.1f}" in said
@@ -209,14 +204,30 @@ def test_parameters_in_the_text(results, where):
         assert not [count for count in counts if count not in texts()[where]]
 
 
-def test_notebook_shows_the_results(nb, variants):
-    """The table at its top has the accuracies with their intervals."""
-    shown = ""
-    for output in (output for cell in cells("code") for output in cell["outputs"]):
-        shown += "".join(output.get("data", {}).get("text/html", ""))
+def test_table_at_the_top(nb, results, variants):
+    """The costs of the models, and their accuracies with intervals."""
+    top = "".join(cells("markdown")[1]["source"])
     for key, entry in variants.items():
-        for test in TESTS:
-            assert nb.percent(entry[test]) in shown, (key, test)
+        costs = results["models"][nb.split_key(key)[0]]
+        row = [nb.title_of(key), f"{costs['params']:,}", f"{costs['mflops']:.0f}"]
+        row += [nb.percent(entry[test]) for test in TESTS]
+        assert f"| {' | '.join(row)} |" in top
+
+
+@pytest.mark.parametrize("where", ("README", "conclusions"))
+def test_speeds_in_the_text(results, where):
+    """How many times as fast the custom network is, and the images per second."""
+    speeds = results["images_per_second"]
+    for size in ("1", "256"):
+        for name in ("resnet50v2", "mobilenetv2", "mobilenetv2_56px"):
+            ratio = speeds["custom"][size] / speeds[name][size]
+            said = f"{ratio:.1f}" if ratio < 5 else f"{ratio:.0f}"
+            if where == "conclusions":
+                number = rf"\b{re.escape(said)}\b"
+                assert re.search(number, texts()[where]), (size, name)
+        if where == "README" and size == "256":
+            for name in results["models"]:
+                assert f"| {speeds[name][size]:,.0f} |" in texts()[where]
 
 
 def test_chart_exists():

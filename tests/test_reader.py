@@ -18,7 +18,8 @@ import matplotlib.pyplot as plt
 import measure_pictures
 import numpy as np
 import pytest
-from conftest import ROOT, load_notebook, run_cell_with
+from conftest import NOTEBOOK, ROOT, load_notebook, run_cell_with
+from make_reader import make_reader
 from PIL import Image
 
 PICTURES = sorted(draw_pictures.FOLDER.iterdir())
@@ -173,7 +174,7 @@ def test_answer_figure_and_among(reader, show):
     model = said(probabilities, reader.CHARACTERS)
     answer = reader.predict_image(PICTURES[0], model, top=2, show=show)
     assert answer == [("A", pytest.approx(0.5)), ("g", pytest.approx(0.3))]
-    assert [len(plt.figure(n).axes) for n in plt.get_fignums()] == [6] * show
+    assert [len(plt.figure(n).axes) for n in plt.get_fignums()] == [5] * show
     plt.close("all")
     answer = reader.predict_image(PICTURES[0], model, show=False, among="0123456789")
     assert answer[:2] == [("9", pytest.approx(0.75)), ("4", pytest.approx(0.25))]
@@ -289,7 +290,7 @@ print(peak() - before)
 @pytest.mark.parametrize("kind, side", [("JPEG", 14000), ("PNG", 7700)])
 def test_a_huge_picture_takes_little_memory(reader, kind, side, tmp_path):
     GREY.convert("RGB").resize((side, side)).save(tmp_path / "huge", kind)
-    reader.write_reader(tmp_path / "reader.py")
+    shutil.copy(ROOT / "pretrained" / "reader.py", tmp_path)
     command = [sys.executable, "-c", MEASURE, "huge"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert int(done.stdout) < 300_000, "kilobytes more than Keras takes"
@@ -323,16 +324,13 @@ def test_drawn_pictures_are_read(reader, model):
     assert len(wrong) <= 1, wrong
 
 
-def test_reader_file_is_the_notebooks_and_runs(reader, tmp_path):
-    reader.write_reader(tmp_path / "reader.py")
-    text = (tmp_path / "reader.py").read_text(encoding="utf-8")
-    published = ROOT / "pretrained" / "reader.py"
-    if published.exists():
-        assert published.read_text(encoding="utf-8") == text
-    folder = ROOT / "pretrained" / "weights"
-    shutil.copytree(folder, tmp_path / "weights")
-    shutil.copy(ROOT / "pretrained" / "custom_arch.json", tmp_path)
-    run = [sys.executable, str(tmp_path / "reader.py")]
+def test_reader_file_is_the_notebooks():
+    published = (ROOT / "pretrained" / "reader.py").read_text(encoding="utf-8")
+    assert published == make_reader(NOTEBOOK), "run tests/make_reader.py"
+
+
+def test_reader_file_runs(tmp_path):
+    run = [sys.executable, str(ROOT / "pretrained" / "reader.py")]
     cases = [
         [str(draw_pictures.FOLDER / "4_pencil_dim.jpg"), "--among", "0123456789"],
         [str(draw_pictures.TEXT_PICTURE)],
@@ -350,16 +348,16 @@ def test_reader_file_is_the_notebooks_and_runs(reader, tmp_path):
 def test_stray_and_broken_files(model, tmp_path, monkeypatch, capsys):
     """Each costs its own place, and hidden files are not looked at."""
     nb = load_notebook("strays")
-    nb.reader_model = model
+    nb.models = {nb.READER: model}
     folder = tmp_path / "tests" / "pictures"
     folder.mkdir(parents=True)
-    shutil.copytree(draw_pictures.TEXT_PICTURE.parent, tmp_path / "tests" / "text")
     shutil.copy(PICTURES[0], folder)
     for name in (".DS_Store", "._2.jpg", "Thumbs.db", "broken.png"):
         (folder / name).write_bytes(b"no picture")
     monkeypatch.chdir(tmp_path)
     run_cell_with(nb, "pictures = sorted(Path(")
     run_cell_with(nb, "panels = []")
-    assert [panel[1] for panel in nb.panels] == [PICTURES[0].name[0]]
+    assert [title[0] for title in nb.titles[1::2]] == [PICTURES[0].name[0]]
+    assert len(nb.panels) == 2
     left_out = capsys.readouterr().out
     assert "broken.png" in left_out and ".DS_Store" not in left_out

@@ -85,7 +85,7 @@ def train(nb, folder, moment=None):
     training = nb.Training("custom", 0.02, 3, augmentation=False, network=TINY)
     nb.TRAININGS = {KEY: training}
     run_cell_with(nb, "def must_train")
-    return nb.is_published(KEY, training)
+    return not nb.must_train(KEY, training)
 
 
 def saved_epochs(folder):
@@ -165,8 +165,8 @@ def test_killed_search_goes_on(nursery, tmp_path):
             break
         assert code == -signal.SIGKILL and kills < 30, child.output
         over, seen, kills = set(begun[:-1]) - set(begun[-1:]), len(begun), kills + 1
-    assert kills > 2 and len(child.result) == len(set(begun)) == 4
-    assert len(begun) <= 4 + kills
+    assert kills > 2 and len(begun) <= 4 + kills
+    assert over <= finished_trials(tmp_path) and len(child.result) >= len(over) > 0
 
 
 def write_for_ever(nb, folder):
