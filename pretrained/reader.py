@@ -17,9 +17,28 @@ try:
 except ImportError:
     plt = None  # needed for figures only, as with show=True
 
+
+
 SIZE = 28
+
+
 CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabdefghnqrt"
-COLORS = {"custom": "#0072B2", "resnet50v2": "#D55E00", "mobilenetv2": "#009E73"}
+
+
+def draw_grid(images, columns, titles=None, colors=None):
+    """Draw images in a grid of so many columns, each under its title in its colour."""
+    rows = math.ceil(len(images) / columns)
+    height = 10 / columns * rows * (1.3 if titles else 1)
+    _, axes = plt.subplots(rows, columns, figsize=(10, height), layout="constrained")
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for number, image in enumerate(images):
+        axis = axes.flat[number]
+        axis.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        if titles:
+            color = colors[number] if colors else "black"
+            axis.set_title(titles[number], color=color, fontsize=9)
+    plt.show()
 
 
 from PIL import Image, ImageOps
@@ -387,20 +406,10 @@ def predict_image(path, model, top=5, show=True, among=None):
     steps = picture_steps(path)
     answer = most_probable(model, steps["28 x 28"], top, among)
     if show:
-        draw_steps(Path(path).name, steps, answer)
-        plt.show()
+        titles = [*steps]
+        titles[-1] = f"{titles[-1]}: {answer[0][0]} {answer[0][1]:.1%}"
+        draw_grid([*steps.values()], 5, titles)
     return answer
-
-
-def draw_steps(title, steps, answer):
-    """Draw the steps of `picture_steps`, under the answer of `most_probable`."""
-    figure, axes = plt.subplots(1, 5, figsize=(11, 2.9), layout="constrained")
-    for axis, (name, image) in zip(axes, steps.items(), strict=True):
-        axis.imshow(image, cmap="gray", vmin=0, vmax=255)
-        axis.set(xticks=[], yticks=[], title=name)
-    percent = [f"{character} {100 * share:.1f} %" for character, share in answer]
-    figure.suptitle(f"{title}: {', '.join(percent)}")
-    return figure
 
 
 def read_text(path, model, among=None, show=True):
@@ -430,19 +439,19 @@ def read_text(path, model, among=None, show=True):
 
 
 def draw_text(title, picture, shape, answers):
-    """Draw a picture with what was read in it; return the figure. Each of `answers` is
-    a box (top, left, bottom, right), in pixels of an image of a shape, a character and
-    its probability."""
+    """Draw a picture with what was read in it. Each of `answers` is a box (top, left,
+    bottom, right), in pixels of an image of a shape, a character and its
+    probability."""
     height, width = shape
-    figure, axis = plt.subplots(figsize=(5, 5 * height / width + 0.5))
+    _, axis = plt.subplots(figsize=(5, 5 * height / width + 0.5))
     axis.imshow(picture, extent=(0, width, height, 0))
     for (top, left, bottom, right), character, probability in answers:
         corners = [left, right, right, left, left], [top, top, bottom, bottom, top]
         alpha = 1 if probability >= 0.5 else 0.35
-        axis.plot(*corners, color=COLORS["resnet50v2"], alpha=alpha)
-        axis.text(left, top, character, color=COLORS["custom"], alpha=alpha, size=15)
+        axis.plot(*corners, color="tab:orange", alpha=alpha)
+        axis.text(left, top, character, color="tab:blue", alpha=alpha, size=15)
     axis.set(xticks=[], yticks=[], title=title)
-    return figure
+    plt.show()
 
 
 

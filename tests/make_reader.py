@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-CONSTANTS = ("SIZE =", "CHARACTERS =", "COLORS =")  # of earlier sections
+EARLIER = ("SIZE =", "CHARACTERS =", "def draw_grid")  # what earlier sections define
 FIRST = "### Your own picture"
 LAST = "#### Pictures to try"
 HEADER = '''"""Read handwritten characters in a picture: reader.py my_photo.jpg
@@ -68,19 +68,19 @@ if __name__ == "__main__":
 
 
 def make_reader(notebook=ROOT / "emnist.ipynb"):
-    """Return the text of reader.py: its imports, constants, the cells, and a main."""
+    """Return the text of reader.py: its imports, what it needs, the cells, a main."""
     cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
     starts = ["".join(cell["source"]).split("\n")[0] for cell in cells]
     code = [cell for cell in cells if cell["cell_type"] == "code"]
-    constants = []
+    earlier = []
     for source in ("".join(cell["source"]) for cell in code):
         for node in ast.parse(source).body:
             text = ast.get_source_segment(source, node)
-            if text.startswith(CONSTANTS):
-                constants.append(text)
+            if text.startswith(EARLIER):
+                earlier.append(text)
     chosen = cells[starts.index(FIRST) : starts.index(LAST)]
     sources = ["".join(cell["source"]) for cell in chosen if cell in code]
-    return "\n\n\n".join([HEADER + "\n" + "\n".join(constants), *sources, FOOTER])
+    return "\n\n\n".join([HEADER, *earlier, *sources, FOOTER])
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import contextlib
 import gzip
-import hashlib
 import re
 
 import numpy as np
@@ -169,7 +168,7 @@ def test_split_is_the_published_one(real):
 
 def test_no_image_is_in_two_parts(real):
     parts = (real.train_images, real.val_images, real.test_images)
-    train, validation, test = (set(real.image_digests(part).tolist()) for part in parts)
+    train, validation, test = ({image.tobytes() for image in part} for part in parts)
     assert not train & validation and not train & test and not validation & test
     counts = np.bincount(real.data["train-labels"])
     held_out = np.bincount(real.val_labels)
@@ -202,11 +201,21 @@ def test_stratified(nb, amount):
     assert picked.tolist() != nb.stratified(labels, amount, seed=2).tolist()
 
 
-def test_image_digests(nb):
-    images = make_arrays()["test-images"]
-    digests = nb.image_digests(images)
-    assert digests.dtype == np.uint64 and len(set(digests.tolist())) == len(images)
-    digest = hashlib.blake2b(images[0].tobytes(), digest_size=8).hexdigest()
-    assert f"{digests[0]:016x}" == digest  # the same on every machine
-    changed = images ^ np.uint8(1)
-    assert not np.isin(nb.image_digests(changed), digests).any()
+@pytest.mark.parametrize("others", [False, True])
+def test_images_that_were_trained_on_are_dropped(real, monkeypatch, others):
+    """Those of this run's data, or of the split that the models were trained on."""
+    images = real.read_emnist(RECONSTRUCTED)["train-images"]
+    data = {"train-images": real.test_images[:9]}
+    shown = np.concatenate([images[[7, -1]], real.test_images[8:11]])
+    values = {"data": data, "models": {"a": 0, "b": 0}, "test_images": shown}
+    values["histories"] = {"a": {"data": real.DATA_DIGESTS}, "b": {"data": others}}
+    if not others:
+        values["histories"]["b"] = values["histories"]["a"]
+    values["test_labels"] = values["augmented_images"] = np.arange(5)
+    for name, value in values.items():
+        monkeypatch.setattr(real, name, value, raising=False)
+    with contextlib.chdir(ROOT):
+        run_cell_with(real, "trained_on = ")
+    expected = [2, 3, 4] if others else [0, 1, 3, 4]
+    assert real.test_labels.tolist() == real.augmented_images.tolist() == expected
+    np.testing.assert_array_equal(real.test_images, shown[expected])

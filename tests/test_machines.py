@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import subprocess
 import symtable
 import sys
 from pathlib import Path
@@ -80,6 +81,17 @@ def test_charts_are_inline_in_a_kernel(elsewhere):
         assert any("image/png" in output.get("data", {}) for output in outputs)
 
 
+def test_setup_on_jax():
+    """On a machine without a graphics card, too."""
+    pytest.importorskip("jax")
+    codes = code_cells()
+    setup = codes[: codes.index(cell_with("HARDWARE = ")) + 1]
+    command = [sys.executable, "-c", "\n".join([*setup, "print(HARDWARE)"])]
+    environment = {**os.environ, "KERAS_BACKEND": "jax"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "cores" in done.stdout, done.stderr
+
+
 UNKNOWN = {"KERAS_BACKEND": "import keras_tuner", "EMNIST_PROFILE": "QUICK = PROFILE"}
 
 
@@ -155,17 +167,22 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_absent_and_unreadable_checkpoints_are_told_apart(nb, tmp_path, damage):
+def test_absent_and_unreadable_checkpoints_are_told_apart(
+    nb, tmp_path, damage, monkeypatch
+):
     path = tmp_path / "x.weights.h5"
     training = nb.Training("custom", 0.004, epochs=6)
     model = nb.keras.Sequential([nb.keras.Input((9,)), nb.keras.layers.Dense(47)])
     assert nb.restore(model, path, training) == []
     model.save_weights(path)
     with h5py.File(path, "a") as file:
-        file.attrs["training"] = repr(training)
+        file.attrs["made_from"] = repr([training, nb.DATA_DIGESTS])
         file.attrs["history"] = '[{"loss": 1.5}]'
     assert nb.restore(model, path, training) == [{"loss": 1.5}]
     assert nb.restore(model, path, nb.Training("custom", 0.002, epochs=6)) == []
+    with monkeypatch.context() as patch:
+        patch.setattr(nb, "DATA_DIGESTS", {"train": "other data"})
+        assert nb.restore(model, path, training) == []
     DAMAGES[damage](path)
     with pytest.raises(OSError):
         nb.restore(model, path, training)

@@ -19,7 +19,7 @@ from servers import Server
 SECTIONS = ["Setup", "Data Preparation", "View Data", "Model Creation"]
 SECTIONS += ["Data Augmentation on test set", "Downloading Pre-trained Models"]
 SECTIONS += ["Comparison among the models", "Predictions"]
-MAX_LINES = 1366
+MAX_LINES = 1350
 MIN_WORDS_PER_LINE = 4
 MEDIAN_CELL = 10
 LONGEST_CELL = 35

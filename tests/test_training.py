@@ -223,7 +223,7 @@ def test_publish(small, monkeypatch):
     small.publish(key, network, training, HISTORY * 3)
     assert not small.must_train(key, training)
     entry = small.read_record("histories.json")[key]
-    assert entry["history"] == HISTORY * 3 and entry["seconds"] == 6
+    assert entry["history"] == HISTORY * 3
     assert entry["training"]["network"] == TINY and entry["data"] == small.DATA_DIGESTS
     after = small.predict(small.load_model(key), small.val_images)
     sharpened = before ** (1 / entry["temperature"])
@@ -239,6 +239,13 @@ def test_publish(small, monkeypatch):
     for only, expected in (("", True), ("custom_robust,x", False), (f"x,{key}", True)):
         monkeypatch.setattr(small, "TRAIN_ONLY", only)
         assert small.must_train(key, training) == expected
+
+
+def test_unknown_model_to_train_is_named(small, monkeypatch):
+    monkeypatch.setattr(small, "TRAININGS", {"custom_robust": None}, raising=False)
+    monkeypatch.setattr(small, "TRAIN_ONLY", "custom_robust,costum")
+    with pytest.raises(ValueError, match="EMNIST_TRAIN: expected .*costum"):
+        run_cell_with(small, "def must_train")
 
 
 @pytest.mark.parametrize("images, expected", ((None, 188), (94, 94)))
