@@ -37,7 +37,7 @@ def draw_grid(images, columns, titles=None, colors=None):
         axis.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         if titles:
             color = colors[number] if colors else "black"
-            axis.set_title(titles[number], color=color, fontsize=9)
+            axis.set_title(titles[number], color=color, fontsize=10)
     plt.show()
 
 

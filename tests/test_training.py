@@ -244,7 +244,7 @@ def test_publish(small, monkeypatch):
 def test_unknown_model_to_train_is_named(small, monkeypatch):
     monkeypatch.setattr(small, "TRAININGS", {"custom_robust": None}, raising=False)
     monkeypatch.setattr(small, "TRAIN_ONLY", "custom_robust,costum")
-    with pytest.raises(ValueError, match="EMNIST_TRAIN: expected .*costum"):
+    with pytest.raises(ValueError, match=r"EMNIST_TRAIN: expected .*costum"):
         run_cell_with(small, "def must_train")
 
 
