@@ -75,7 +75,7 @@ def test_two_devices_train_as_one(jax, tmp_path):
 def search_script():
     """Return the notebook's code cells up to the search, with a note behind it."""
     sources = code_cells()
-    (last,) = [n for n, source in enumerate(sources) if "= run_search()" in source]
+    (last,) = [n for n, source in enumerate(sources) if "run_search()})" in source]
     return "\n\n".join([*sources[: last + 1], 'print("it goes on")'])
 
 
