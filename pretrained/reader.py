@@ -61,7 +61,7 @@ def decode_picture(path):
     """
     with path.open("rb") as file:
         if file.read(12)[4:8] == b"ftyp":
-            raise ValueError("HEIC, which Photos exports as JPEG (File, Export)")
+            raise ValueError("HEIC or a like format, which Photos exports as JPEG")
     Image.MAX_IMAGE_PIXELS = 200_000_000  # as phones take; Pillow's own limit is 89
     with Image.open(path, formats=FORMATS) as picture:
         limit = 200e6 if picture.format in ("JPEG", "MPO") else 60e6
@@ -434,7 +434,6 @@ def read_text(path, model, among=None, show=True):
         text += "\n"
     if show:
         draw_text(Path(path).name, picture, ink.shape, answers)
-        plt.show()
     return text.rstrip("\n")
 
 

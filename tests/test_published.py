@@ -171,8 +171,8 @@ def known_percentages(published, results, variants):
     shares = []
     for test in TESTS:
         shares.append(published.is_right("mobilenetv2_56px_with_da", test).mean())
-        seeds = published.seed_accuracies("custom_with_da", test)
-        shares += [seeds.mean() / 100, *(seeds / 100)]
+        for key in ("custom_without_da", "custom_with_da"):
+            shares.append(published.seed_accuracies(key, test).mean() / 100)
         for entry in variants.values():
             shares += [entry[test][field] for field in entry[test] if field != "ci95"]
             shares += entry[test]["ci95"]
