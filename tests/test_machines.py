@@ -86,10 +86,12 @@ def test_setup_on_jax():
     pytest.importorskip("jax")
     codes = code_cells()
     setup = codes[: codes.index(cell_with("HARDWARE = ")) + 1]
-    command = [sys.executable, "-c", "\n".join([*setup, "print(HARDWARE)"])]
+    then = ["print(HARDWARE)", "keras.utils.set_random_seed(1)"]
+    command = [sys.executable, "-c", "\n".join([*setup, *then])]
     environment = {**os.environ, "KERAS_BACKEND": "jax"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and "cores" in done.stdout, done.stderr
+    assert done.stderr == "", "TensorFlow's messages are shown"
 
 
 UNKNOWN = {"KERAS_BACKEND": "import keras_tuner", "EMNIST_PROFILE": "QUICK = PROFILE"}
