@@ -215,6 +215,16 @@ def test_table_at_the_top(nb, results, variants):
         assert f"| {' | '.join(row)} |" in top
 
 
+def test_notebook_shows_the_results(nb, variants):
+    """The tables of section 6 have the accuracies with their intervals."""
+    shown = ""
+    for output in (output for cell in cells("code") for output in cell["outputs"]):
+        shown += "".join(output.get("data", {}).get("text/html", ""))
+    for key, entry in variants.items():
+        for test in TESTS:
+            assert nb.percent(entry[test]) in shown, (key, test)
+
+
 @pytest.mark.parametrize("where", ("README", "conclusions"))
 def test_speeds_in_the_text(results, where):
     """How many times as fast the custom network is, and the images per second."""
