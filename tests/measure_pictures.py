@@ -1,6 +1,6 @@
 """Measure what the notebook's section 7 reads in a folder of real pictures.
 
-    python tests/measure_pictures.py FOLDER [--model custom_robust]
+    python tests/measure_pictures.py FOLDER [--models custom_robust custom_with_da]
 
 FOLDER holds manifest.csv (path, label, kind) of pictures of one character each, and may
 hold lines.csv (path, text, characters stand apart) of pictures of several and blank/
@@ -10,14 +10,12 @@ by CI: the pictures are not the project's to ship.
 """
 
 import argparse
-import csv
-import re
-import sys
 import time
 from pathlib import Path
 
 import keras
 import numpy as np
+import pandas as pd
 from conftest import ROOT, load_notebook
 
 LOOK_ALIKES = str.maketrans("OILSZqgF", "0115299f")
@@ -34,150 +32,125 @@ def load_model(key):
 
 
 def rows_of(path):
-    """The rows of a CSV file as dictionaries, or none where there is no such file."""
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    """The rows of a CSV file as dictionaries."""
+    return pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records")
 
 
-def canonical(label, characters):
-    """The character of EMNIST that a label stands for."""
-    return label if label in characters else label.upper()
+def attempt(read, path, model, **options):
+    """What a function of the notebook reads in a picture, or a text why it does not."""
+    try:
+        return read(path, model, show=False, **options)
+    except (OSError, ValueError) as error:
+        return f"(refused: {error})"
 
 
 def read_picture(nb, path, model):
-    """Read one picture: the probabilities of all characters, or why it was refused."""
-    try:
-        answer = nb.predict_image(path, model, top=len(nb.CHARACTERS), show=False)
-    except (OSError, ValueError) as error:
-        return {}, str(error)
-    return dict(answer), ""
+    """The probabilities of all characters, {} if the picture is refused."""
+    answer = attempt(nb.predict_image, path, model, top=len(nb.CHARACTERS))
+    return {} if isinstance(answer, str) else dict(answer)
+
+
+def most_probable(answer):
+    """The most probable character of an answer, "" if there is none."""
+    return max(answer, key=answer.get, default="")
 
 
 def edits(read, text):
     """The least number of characters to insert, delete or replace."""
     row = list(range(len(text) + 1))
-    for count, first in enumerate(read, 1):
-        new = [count]
+    for first in read:
+        new = [row[0] + 1]
         for index, second in enumerate(text):
-            new.append(
-                min(row[index + 1] + 1, new[-1] + 1, row[index] + (first != second))
-            )
+            replaced = row[index] + (first != second)
+            new.append(min(row[index + 1] + 1, new[-1] + 1, replaced))
         row = new
     return row[-1]
 
 
 def measure_characters(nb, folder, model):
     """Read every picture of manifest.csv; print the table."""
-    results, seconds = [], []
+    results = []
     for row in rows_of(folder / "manifest.csv"):
         start = time.perf_counter()
-        answer, reason = read_picture(nb, folder / row["path"], model)
-        seconds.append(time.perf_counter() - start)
-        label = canonical(row["label"], nb.CHARACTERS)
-        best = max(answer, key=answer.get, default="")
+        answer = read_picture(nb, folder / row["path"], model)
+        row["seconds"] = time.perf_counter() - start
+        label = row["label"] if row["label"] in nb.CHARACTERS else row["label"].upper()
+        best = most_probable(answer)
         digits = {letter: value for letter, value in answer.items() if letter.isdigit()}
-        results.append(
-            {
-                "path": row["path"], "kind": row["kind"], "label": label, "read": best,
-                "source": Path(row["path"]).parts[0], "reason": reason,
-                "right": best == label,
-                "merged": best.translate(LOOK_ALIKES) == label.translate(LOOK_ALIKES),
-                "digit": max(digits, key=digits.get, default="") == label,
-                "sure": answer.get(best, 0) >= 0.9,
-            }
-        )  # fmt: skip
-
-    def share(name, chosen):
-        return f"{np.mean([result[name] for result in chosen]):.3f}" if chosen else "-"
-
+        row["source"] = Path(row["path"]).parts[0]
+        row["refused"] = not answer
+        row["right"] = best == label
+        row["merged"] = best.translate(LOOK_ALIKES) == label.translate(LOOK_ALIKES)
+        row["digit"] = most_probable(digits) == label
+        row["sure"] = answer.get(best, 0) >= 0.9
+        results.append(row)
+    results = pd.DataFrame(results)
+    table = {}
+    for kind, chosen in [("all", results), *results.groupby("kind")]:
+        sure = chosen[chosen["sure"]]
+        table[kind] = {
+            "pictures": len(chosen),
+            "sources": chosen["source"].nunique(),
+            "right": chosen["right"].mean(),
+            "merged": chosen["merged"].mean(),
+            "digits": chosen["digit"][chosen["label"].str.isdigit()].mean(),
+            "refused": chosen["refused"].sum(),
+            "sure": len(sure),
+            "of those merged": sure["merged"].mean(),
+        }
+    print(pd.DataFrame.from_dict(table, orient="index").round(3).to_string())
+    seconds = results["seconds"]
     print(
-        f"{'':16} pictures sources  right merged digits refused  sure, of those merged"
+        f"seconds a picture: median {seconds.median():.2f}, worst {seconds.max():.2f}"
     )
-    kinds = sorted({result["kind"] for result in results})
-    for kind in ["all", *kinds]:
-        chosen = [result for result in results if kind in ("all", result["kind"])]
-        digits = [result for result in chosen if result["label"].isdigit()]
-        sure = [result for result in chosen if result["sure"]]
-        refused = sum(bool(result["reason"]) for result in chosen)
-        sources = len({result["source"] for result in chosen})
-        columns = f"{share('right', chosen)}  {share('merged', chosen)}"
-        columns += f"  {share('digit', digits)}"
-        print(
-            f"{kind:16} {len(chosen):8} {sources:7}  {columns} {refused:7} "
-            f"{len(sure):5} {share('merged', sure)}"
-        )
-    print(
-        f"seconds a picture: median {np.median(seconds):.2f}, worst {max(seconds):.2f}"
-    )
-    return results
 
 
 def measure_texts(nb, folder, model):
     """Read every picture of lines.csv; print each and the totals."""
     rows = rows_of(folder / "lines.csv")
-    told = {"yes": 0, "no": 0}
-    whole = wrong = total = 0
     for row in rows:
-        path, text, apart = (
-            folder / row["path"],
-            row["text"],
-            row["characters stand apart"],
-        )
-        told[apart] += "read_text" in read_picture(nb, path, model)[1]
-        among = "0123456789" if re.fullmatch(r"[\d ]+", text) else None
-        try:
-            read = nb.read_text(path, model, among=among, show=False)
-        except (OSError, ValueError) as error:
-            read = f"(refused: {error})"
+        path, text = folder / row["path"], row["text"]
+        row["told"] = "read_text" in attempt(nb.predict_image, path, model)
+        among = "0123456789" if text.replace(" ", "").isdigit() else None
+        read = attempt(nb.read_text, path, model, among=among)
         wanted = "".join(text.split()).upper().translate(CASELESS)
-        count = edits("".join(read.split()).upper().translate(CASELESS), wanted)
-        if apart == "yes":
-            whole += count == 0
-            wrong += count
-            total += len(wanted)
-        print(f"    {row['path']} (apart: {apart}) {text!r}: {read!r}, {count} wrong")
-    apart = sum(row["characters stand apart"] == "yes" for row in rows)
-    print(
-        f"several characters told: {told['yes']} of {apart} apart, "
-        f"{told['no']} of the others"
-    )
-    print(
-        f"texts apart: {whole} of {apart} whole, error rate {wrong / max(1, total):.3f}"
-    )
+        row["length"] = len(wanted)
+        row["wrong"] = edits("".join(read.split()).upper().translate(CASELESS), wanted)
+        row["apart"] = row["characters stand apart"] == "yes"
+        shown = f"(apart: {row['apart']}) {text!r}: {read!r}, {row['wrong']} wrong"
+        print(f"    {row['path']} {shown}")
+    rows = pd.DataFrame(rows)
+    apart = rows[rows["apart"]]
+    others = rows["told"].sum() - apart["told"].sum()
+    told = f"{apart['told'].sum()} of {len(apart)} apart, {others} of the others"
+    print(f"several characters told: {told}")
+    rate = apart["wrong"].sum() / apart["length"].sum()
+    whole = (apart["wrong"] == 0).sum()
+    print(f"texts apart: {whole} of {len(apart)} whole, error rate {rate:.3f}")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--model", default="custom_robust")
-    parser.add_argument("--wrong", action="store_true", help="list what is read wrong")
+    both = ["custom_robust", "custom_with_da"]
+    parser.add_argument("--models", nargs="+", default=both)
     options = parser.parse_args()
-    if not (options.folder / "manifest.csv").is_file():
-        sys.exit(f"{options.folder}: expected a folder with manifest.csv; found none")
     nb = load_notebook()
-    model = load_model(options.model)
-    model.predict_on_batch(np.zeros((1, 28, 28, 1), np.float32))  # compiled
-    print(f"{options.model} on {options.folder}")
-    results = measure_characters(nb, options.folder, model)
-    blanks = sorted((options.folder / "blank").glob("*.*"))
-    refused = [bool(read_picture(nb, path, model)[1]) for path in blanks]
-    print(f"blank pictures refused: {sum(refused)} of {len(refused)}")
-    measure_texts(nb, options.folder, model)
-    drawn = sorted((ROOT / "tests" / "pictures").glob("*.*"))
-    answers = [read_picture(nb, path, model)[0] for path in drawn]
-    right = [
-        max(answer, key=answer.get, default="") == path.name.removeprefix("lower_")[0]
-        for path, answer in zip(drawn, answers, strict=True)
-    ]
-    print(f"drawn pictures: {sum(right)} of {len(right)}")
-    if options.wrong:
-        for result in results:
-            if not result["merged"]:
-                print(
-                    "   ", *(result[key] for key in ("path", "label", "read", "reason"))
-                )
+    for key in options.models:
+        model = load_model(key)
+        model.predict_on_batch(np.zeros((1, 28, 28, 1), np.float32))  # compiled
+        print(f"{key} on {options.folder}")
+        measure_characters(nb, options.folder, model)
+        blanks = sorted((options.folder / "blank").glob("*.*"))
+        refused = [not read_picture(nb, path, model) for path in blanks]
+        print(f"blank pictures refused: {sum(refused)} of {len(refused)}")
+        if (options.folder / "lines.csv").exists():
+            measure_texts(nb, options.folder, model)
+        right = []
+        for path in sorted((ROOT / "tests" / "pictures").glob("*.*")):
+            read = most_probable(read_picture(nb, path, model))
+            right.append(read == path.name.removeprefix("lower_")[0])
+        print(f"drawn pictures: {sum(right)} of {len(right)}")
 
 
 if __name__ == "__main__":
