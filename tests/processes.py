@@ -1,4 +1,4 @@
-"""Child processes that have the notebook loaded, to be killed or to work together.
+"""Child processes that have the notebook loaded, to be killed.
 
 with Nursery("test_survival") as nursery:
     child = nursery.start("job", {"NAME": "value"}, argument=3)
@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 import traceback
 from pathlib import Path
 
@@ -34,22 +33,15 @@ class Child:
         assert self.wait() == 0, f"exit code {self.code}\n{self.output}"
         return json.loads((self.folder / "result").read_text())
 
-    def running(self):
-        if self.code is None:
-            self.code = self.nursery.ask({"poll": self.pid})
-        return self.code is None
-
     def kill(self):
-        if self.running():
+        if self.code is None:
             os.kill(self.pid, signal.SIGKILL)
         return self.wait()
 
-    def wait(self, seconds=300):
+    def wait(self):
         """Return its exit code, as `subprocess` gives it."""
-        end = time.monotonic() + seconds
-        while self.running():
-            assert time.monotonic() < end, f"not over after {seconds} s\n{self.output}"
-            time.sleep(0.02)
+        if self.code is None:
+            self.code = self.nursery.ask({"wait": self.pid})
         return self.code
 
 
@@ -59,10 +51,8 @@ class Nursery:
     def __init__(self, module, **environment):
         self.children, self.folder = [], tempfile.TemporaryDirectory()
         streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        command, environment = (
-            [sys.executable, __file__, module],
-            {**os.environ, **environment},
-        )
+        command = [sys.executable, __file__, module]
+        environment = {**os.environ, **environment}
         self.process = subprocess.Popen(command, env=environment, **streams)
 
     def ask(self, order):
@@ -75,9 +65,8 @@ class Nursery:
         folder = Path(self.folder.name, str(len(self.children)))
         folder.mkdir()
         order = {"job": job, "environment": dict(environment), "arguments": arguments}
-        self.children.append(
-            Child(self, self.ask({**order, "folder": str(folder)}), folder)
-        )
+        pid = self.ask({**order, "folder": str(folder)})
+        self.children.append(Child(self, pid, folder))
         return self.children[-1]
 
     def __enter__(self):
@@ -90,7 +79,8 @@ class Nursery:
 
 
 def work(nb, module, order):
-    """Do one job in the forked child, which ends here."""
+    """Do one job in the forked child, which ends here, at the latest after 300 s."""
+    signal.alarm(300)
     code, folder = 1, Path(order["folder"])
     output = os.open(folder / "output", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
@@ -100,8 +90,6 @@ def work(nb, module, order):
         result = getattr(module, order["job"])(nb, **order["arguments"])
         (folder / "result").write_text(json.dumps(result))
         code = 0
-    except SystemExit as error:
-        code = error.code or 0
     except BaseException:
         traceback.print_exc()
     finally:
@@ -121,9 +109,8 @@ if __name__ == "__main__":  # fork for every order; tell process ids and exit co
     keras.distribution.list_devices = list_devices
     for line in sys.stdin:
         order = json.loads(line)
-        if "poll" in order:
-            pid, status = os.waitpid(order["poll"], os.WNOHANG)
-            answer = os.waitstatus_to_exitcode(status) if pid else None
+        if "wait" in order:
+            answer = os.waitstatus_to_exitcode(os.waitpid(order["wait"], 0)[1])
         elif not (answer := os.fork()):
             work(nb, module, order)
         print(json.dumps(answer), file=answers, flush=True)
