@@ -30,29 +30,32 @@ def code_cells():
     return ["".join(cell["source"]) for cell in cells("code")]
 
 
+def cell_with(text):
+    """Return the source of the only code cell in which `text` stands."""
+    (source,) = [source for source in code_cells() if text in source]
+    return source
+
+
+def cells_until(text):
+    """Return the sources of the code cells up to that in which `text` stands."""
+    sources = code_cells()
+    return sources[: sources.index(cell_with(text)) + 1]
+
+
 def is_definition(node):
     """Return whether a statement imports, defines or sets constants, and takes no
     time. The only `try` outside of functions that counts is that around the imports."""
     if isinstance(node, ast.Try):
         return isinstance(node.body[0], ast.Import)
     if isinstance(node, ast.Assign):
-        names = [
-            part
-            for part in ast.walk(ast.Tuple(node.targets))
-            if isinstance(part, ast.Name)
-        ]
-        return all(name.id.isupper() for name in names)
-    return isinstance(
-        node, ast.Import | ast.ImportFrom | ast.FunctionDef | ast.ClassDef
-    )
+        return all(ast.unparse(target).isupper() for target in node.targets)
+    kinds = ast.Import | ast.ImportFrom | ast.FunctionDef | ast.ClassDef
+    return isinstance(node, kinds)
 
 
 def run_statements(module, source, name, chosen=lambda node: True):
     """Execute the chosen statements of a cell in `module`, with its lines in
-    tracebacks.
-
-    Constants that are made from data of an earlier cell are left out.
-    """
+    tracebacks; constants that are made from data of an earlier cell are left out."""
     file = f"<{module.__name__} {name}>"
     linecache.cache[file] = (len(source), None, source.splitlines(True), file)
     for node in filter(chosen, ast.parse(source, file).body):
@@ -78,13 +81,11 @@ def load_notebook(name="notebook"):
 
 def run_cell_with(module, text):
     """Execute the whole cell in which `text` stands."""
-    (source,) = [source for source in code_cells() if text in source]
-    run_statements(module, source, f"cell with {text[:20]!r}")
+    run_statements(module, cell_with(text), f"cell with {text[:20]!r}")
 
 
 def examples(count, seed):
-    """Return `count` noisy copies of each of 47 random pictures, and labels: easily
-    learnt."""
+    """Return `count` noisy copies of each of 47 random pictures, and their labels."""
     clean = np.random.RandomState(42).choice([0.0, 255.0], (47, 7, 7))
     clean = clean.repeat(4, axis=1).repeat(4, axis=2)
     labels = np.tile(np.arange(47), count).astype(np.uint8)
@@ -100,8 +101,7 @@ def nb():
 
 @pytest.fixture
 def small(nb, tmp_path, monkeypatch):
-    """The notebook as a quick run that writes below an empty folder, which is the
-    current one."""
+    """The notebook as a quick run, in an empty folder that it writes below."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(nb, "PROFILE", "quick")
     monkeypatch.setattr(nb, "QUICK", True)

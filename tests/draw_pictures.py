@@ -46,11 +46,10 @@ STROKES = {
 
 @dataclass
 class Pen:
-    """Ink of one kind: colour, width in units of the character's height, and how it
-    lies."""
+    """Ink of one kind, and how it lies."""
 
     colour: tuple
-    width: float
+    width: float  # in units of the character's height
     pressure: float = 0.1  # how much the width swings along a stroke
     grain: float = 0.0  # how much of the paper's tooth shows through, 0-1
     opacity: float = 0.95
@@ -131,8 +130,7 @@ SCENES = [
 
 
 def curve(points, step=0.004):
-    """Points every `step` along a smooth (Catmull-Rom) curve; a doubled point is a
-    corner."""
+    """Points along a smooth (Catmull-Rom) curve; a doubled point is a corner."""
     corners = np.flatnonzero((points[1:] == points[:-1]).all(1)) + 1
     path = []
     for piece in np.split(points, corners):
@@ -153,8 +151,7 @@ def rotation(degrees):
 
 
 def write(character, rng, slant, turn):
-    """The character's strokes as a hand writes them, centred on (0, 0), one unit
-    high."""
+    """The strokes as a hand writes them, centred on (0, 0), one unit high."""
     strokes = []
     for stroke in STROKES[character].split(" / "):
         points = np.array([point.split(",") for point in stroke.split()], float) / 100
@@ -175,8 +172,7 @@ def write(character, rng, slant, turn):
 
 
 def field(shape, cells, rng):
-    """Smooth noise (H, W) with mean 0 and deviation 1, `cells` bumps along the
-    longer side."""
+    """Smooth noise (H, W), mean 0, deviation 1, `cells` bumps on the longer side."""
     small = [max(2, round(n * cells / max(shape))) + 2 for n in shape]
     noise = Image.fromarray(rng.normal(0, 1, small).astype(np.float32))
     return np.asarray(noise.resize(shape[::-1], Image.Resampling.BICUBIC))
@@ -184,25 +180,21 @@ def field(shape, cells, rng):
 
 def ink_layer(strokes, pen, shape, height, centre, rng):
     """How much ink lies where: (H, W), 0-1."""
-    zoom = max(
-        2, min(8, round(600 / shape[0]))
-    )  # finer than the picture, against jagged edges
+    zoom = max(2, min(8, round(600 / shape[0])))  # drawn finer: no jagged edges
     canvas = Image.new("L", (shape[1] * zoom, shape[0] * zoom))
     draw = ImageDraw.Draw(canvas)
     for path in strokes:
         along = np.linspace(0, 1, len(path))
         phase = rng.uniform(0, 2 * np.pi, 2)
-        swing = np.sin(
-            2 * np.pi * np.array([[1.3], [3.1]]) * along + phase[:, None]
-        ).sum(0)
+        waves = 2 * np.pi * np.array([[1.3], [3.1]]) * along + phase[:, None]
+        swing = np.sin(waves).sum(0)
         radius = pen.width * (1 + pen.pressure * 0.5 * swing) * height * zoom / 2
         at = path * height * zoom + np.array(centre) * zoom
         for (x, y), r in zip(at, np.maximum(radius, 0.5), strict=True):
             draw.ellipse((x - r, y - r, x + r, y + r), fill=255)
     ink = np.asarray(canvas.resize(shape[::-1], Image.Resampling.BOX), np.float32) / 255
-    tooth = field(shape, max(shape) / 2.5, rng) + 0.6 * field(
-        shape, max(shape) / 8, rng
-    )
+    tooth = field(shape, max(shape) / 2.5, rng)
+    tooth = tooth + 0.6 * field(shape, max(shape) / 8, rng)
     return ink * pen.opacity * np.clip(1 - pen.grain * (0.35 + 0.6 * tooth), 0, 1)
 
 
@@ -222,8 +214,7 @@ def page(scene, shape, rng):
 
 
 def look_at(sheet, size, tilt, turn, rng):
-    """The page as a camera sees it that is held at a tilt: a perspective view,
-    uint8."""
+    """The page as a camera sees it that is held at a tilt: a perspective view."""
     width, height = size
     margin = np.array([(sheet.width - width) / 2, (sheet.height - height) / 2])
     corners = np.array([(0, 0), (width, 0), (width, height), (0, height)], float)
@@ -236,14 +227,12 @@ def look_at(sheet, size, tilt, turn, rng):
         rows += [[x, y, 1, 0, 0, 0, -u * x, -u * y], [0, 0, 0, x, y, 1, -v * x, -v * y]]
         values += [u, v]
     view = np.linalg.solve(np.array(rows), np.array(values))
-    return sheet.transform(
-        size, Image.Transform.PERSPECTIVE, view, Image.Resampling.BICUBIC
-    )
+    kind = Image.Transform.PERSPECTIVE
+    return sheet.transform(size, kind, view, Image.Resampling.BICUBIC)
 
 
 def daylight(scene, rng):
-    """Brightness (H, W), about 0-1: light from one side, dim corners, and a cast
-    shadow."""
+    """Brightness (H, W), about 0-1: light from one side, dim corners, a shadow."""
     width, height = scene.size
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     x, y = x / width - 0.5, y / height - 0.5
@@ -251,9 +240,8 @@ def daylight(scene, rng):
     light = 1 - scene.light * (0.5 - (x * np.cos(angle) + y * np.sin(angle)) / 1.42)
     light *= 1 - 0.35 * scene.light * (x**2 + y**2) * 2
     if scene.shadow:  # of a hand and the phone: a wavy edge, softer further away
-        edge = (
-            rng.uniform(-0.1, 0.1) + 0.5 * x + 0.06 * np.sin(7 * x + rng.uniform(0, 6))
-        )
+        edge = rng.uniform(-0.1, 0.1) + 0.5 * x
+        edge += 0.06 * np.sin(7 * x + rng.uniform(0, 6))
         soft = 0.006 + 0.025 * np.abs(x + 0.5)
         light *= 1 - scene.shadow / (1 + np.exp(-(y - edge) / soft))
     return light
@@ -280,8 +268,7 @@ def write_text(text, rng, slant, gap=0.3, line=1.6):
 
 
 def draw_picture(scene, pen=None, text=None):
-    """The picture of one scene, always the same; `pen` may stand in for the scene's
-    own, and a text for its character."""
+    """The picture of a scene, perhaps with another pen, or a text for its character."""
     rng = np.random.RandomState(scene.seed)
     width, height = scene.size
     pen = pen or PENS[scene.pen]
@@ -289,22 +276,18 @@ def draw_picture(scene, pen=None, text=None):
     if text:
         strokes = write_text(text, rng, scene.slant)
     else:
-        strokes = write(
-            scene.name.removeprefix("lower_")[0], rng, scene.slant, scene.turn * flat
-        )
+        character = scene.name.removeprefix("lower_")[0]
+        strokes = write(character, rng, scene.slant, scene.turn * flat)
     room = 1.0 if flat else 1.4  # the page reaches beyond the frame
     shape = (round(height * room), round(width * room))
     centre = (np.array(scene.centre) - 0.5) * scene.size + (shape[1] / 2, shape[0] / 2)
     ink = ink_layer(strokes, pen, shape, scene.height * height, centre, rng)
     if flat:
         colour = np.broadcast_to(np.array(pen.colour, np.uint8), (*shape, 3))
-        return Image.fromarray(
-            np.dstack([colour, np.round(ink * 255).astype(np.uint8)])
-        )
-    sheet = page(scene, shape, rng)
-    sheet = (
-        sheet * (1 - ink[..., None]) + np.array(pen.colour, np.float32) * ink[..., None]
-    )
+        alpha = np.round(ink * 255).astype(np.uint8)
+        return Image.fromarray(np.dstack([colour, alpha]))
+    ink = ink[..., None]
+    sheet = page(scene, shape, rng) * (1 - ink) + np.float32(pen.colour) * ink
     sheet = Image.fromarray(np.clip(sheet, 0, 255).astype(np.uint8))
     seen = look_at(sheet, scene.size, scene.tilt, scene.turn, rng)
     seen = seen.filter(ImageFilter.GaussianBlur(scene.blur))
@@ -321,9 +304,5 @@ if __name__ == "__main__":  # rewrite every picture
     TEXT_PICTURE.parent.mkdir(exist_ok=True)
     draw_picture(TEXT_SCENE, text=TEXT).save(TEXT_PICTURE, quality=TEXT_SCENE.quality)
     for scene in SCENES:
-        options = (
-            {"quality": scene.quality}
-            if scene.name.endswith("jpg")
-            else {"optimize": True}
-        )
+        options = {"quality": scene.quality, "optimize": scene.name.endswith("png")}
         draw_picture(scene).save(FOLDER / scene.name, **options)

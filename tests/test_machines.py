@@ -9,11 +9,10 @@ import sys
 from pathlib import Path
 from unittest.mock import Mock
 
-import h5py
 import nbclient
 import nbformat
 import pytest
-from conftest import ROOT, TINY, code_cells, load_notebook, run_cell_with
+from conftest import cell_with, cells_until, code_cells, load_notebook, run_cell_with
 from idx_files import make_files, read, write
 
 FACTS = """
@@ -33,12 +32,6 @@ print("facts:", json.dumps(facts))
 CHART = "plt.plot([1, 2])\nplt.show()"
 
 
-def cell_with(text):
-    """Return the source of the only code cell in which `text` stands."""
-    (source,) = [source for source in code_cells() if text in source]
-    return source
-
-
 @pytest.fixture(scope="module")
 def elsewhere(tmp_path_factory):
     """The facts, and the outputs of two charts, after the setup in a kernel, where the
@@ -51,8 +44,7 @@ def elsewhere(tmp_path_factory):
     environment |= {"MPLBACKEND": "agg", "EMNIST_DIR": "~/my data"}
     for name in ("KERAS_BACKEND", "KERAS_HOME", "HDF5_USE_FILE_LOCKING"):
         environment.pop(name, None)
-    setup = code_cells()
-    setup = setup[: setup.index(cell_with("QUICK = PROFILE")) + 1]
+    setup = cells_until("QUICK = PROFILE")
     texts = ("def image_input", "def add_convolution", "def make_custom")
     models = ["CLASSES, SIZE, QUICK = 47, 28, False", *map(cell_with, texts)]
     inline = cell_with("set_image_data_format")
@@ -84,39 +76,40 @@ def test_charts_are_inline_in_a_kernel(elsewhere):
 def test_setup_on_jax():
     """On a machine without a graphics card, too."""
     pytest.importorskip("jax")
-    codes = code_cells()
-    setup = codes[: codes.index(cell_with("HARDWARE = ")) + 1]
     then = ["print(HARDWARE)", "keras.utils.set_random_seed(1)"]
-    command = [sys.executable, "-c", "\n".join([*setup, *then])]
+    source = "\n".join([*cells_until("HARDWARE = "), *then])
+    command = [sys.executable, "-c", source]
     environment = {**os.environ, "KERAS_BACKEND": "jax"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and "cores" in done.stdout, done.stderr
     assert done.stderr == "", "TensorFlow's messages are shown"
 
 
-UNKNOWN = {"KERAS_BACKEND": "import keras_tuner", "EMNIST_PROFILE": "QUICK = PROFILE"}
+UNKNOWN = {  # the cell that refuses an unknown value, and what it says
+    "KERAS_BACKEND": ("import keras_tuner", "tensorflow or jax; found "),
+    "EMNIST_PROFILE": ("QUICK = ", "one of .'pretrained', 'quick', 'full'.; found {}$"),
+}
 
 
-@pytest.mark.parametrize("value", ["torch", "theano", "Quick", ""])
-def test_settings_that_cannot_work_are_named(monkeypatch, value):
+@pytest.mark.parametrize("value", ["torch", "theano", "Quick", "fast", ""])
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_settings_that_cannot_work_are_named(monkeypatch, name, value):
     """At once, and not deep inside of what is imported or computed."""
-    for name, text in UNKNOWN.items():
-        monkeypatch.setenv(name, value)
-        with pytest.raises(ValueError, match=f"^{name}: expected .*; found "):
-            exec(cell_with(text), {"os": os, "Path": Path})
+    text, expected = UNKNOWN[name]
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=f"^{name}: expected {expected}".format(value)):
+        exec(cell_with(text), {"os": os, "Path": Path})
 
 
 def test_old_python_is_refused_in_a_sentence(monkeypatch):
     """The first cells run on it, and no cell needs more than the oldest that is not."""
-    codes = code_cells()
-    check = cell_with("sys.version_info <")
-    for source in codes[: codes.index(check) + 1]:
+    for source in cells_until("sys.version_info <"):
         ast.parse(source, feature_version=(3, 8))
-    for source in codes:
+    for source in code_cells():
         ast.parse(source, feature_version=(3, 11))
     monkeypatch.setattr(sys, "version_info", (3, 10, 14))
     with pytest.raises(RuntimeError, match=r"expected Python 3\.11 or newer"):
-        exec(check, {})
+        exec(cell_with("sys.version_info <"), {})
 
 
 def test_packages_are_installed_in_colab_only(monkeypatch):
@@ -145,7 +138,7 @@ def test_home_is_expanded(elsewhere, tmp_path, monkeypatch):
 def test_chart_is_saved_by_a_run_that_trains_alone(small, monkeypatch, profile):
     """So a checkout that cannot be written to can be run."""
     scores = {"accuracy": 0.9, "ci95": [0.8, 1.0]}
-    network = small.make_model("custom", **TINY)
+    network = small.make_model("custom")
     models = {"custom_with_da": network, "custom_robust": network}
     monkeypatch.setattr(small, "models", models, raising=False)
     monkeypatch.setattr(small, "score", lambda key, name: scores)
@@ -161,35 +154,6 @@ def test_chart_is_saved_by_a_run_that_trains_alone(small, monkeypatch, profile):
     assert list(read(Path())) == expected
 
 
-DAMAGES = {
-    "empty": lambda path: path.write_bytes(b""),
-    "half": lambda path: path.write_bytes(path.read_bytes()[:3000]),
-    "a folder": lambda path: (path.unlink(), path.mkdir()),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_absent_and_unreadable_checkpoints_are_told_apart(
-    nb, tmp_path, damage, monkeypatch
-):
-    path = tmp_path / "x.weights.h5"
-    training = nb.Training("custom", 0.004, epochs=6)
-    model = nb.keras.Sequential([nb.keras.Input((9,)), nb.keras.layers.Dense(47)])
-    assert nb.restore(model, path, training) == []
-    model.save_weights(path)
-    with h5py.File(path, "a") as file:
-        file.attrs["made_from"] = repr([training, nb.DATA_DIGESTS])
-        file.attrs["history"] = '[{"loss": 1.5}]'
-    assert nb.restore(model, path, training) == [{"loss": 1.5}]
-    assert nb.restore(model, path, nb.Training("custom", 0.002, epochs=6)) == []
-    with monkeypatch.context() as patch:
-        patch.setattr(nb, "DATA_DIGESTS", {"train": "other data"})
-        assert nb.restore(model, path, training) == []
-    DAMAGES[damage](path)
-    with pytest.raises(OSError):
-        nb.restore(model, path, training)
-
-
 def test_only_what_a_run_published_is_listed(small):
     """Not the leftovers of file managers and editors, nor the list itself."""
     published = ["custom_arch.json", "results.json", "tuning/search.json"]
@@ -202,23 +166,6 @@ def test_only_what_a_run_published_is_listed(small):
     listed = read(small.PUBLISHED)["SHA256SUMS"]
     assert digest == small.sha256(listed)
     assert [line.split()[1] for line in listed.decode().splitlines()] == published
-
-
-@pytest.mark.parametrize("quick", [False, True])
-def test_cells_run_again_give_the_same(monkeypatch, quick):
-    monkeypatch.chdir(ROOT)
-    module = load_notebook("again")
-    module.QUICK = quick
-    module.DATA_SOURCE = "data/reconstructed"
-    texts = ["data = read_emnist", "def stratified", "held_out = strat"]
-    digests = []
-    for text in [*texts, *texts, *texts[1:], *texts[2:]]:
-        run_cell_with(module, text)
-        if text == texts[2]:
-            run_cell_with(module, "def data_digest")
-            test_digest = module.data_digest(module.test_images, module.test_labels)
-            digests.append((*module.DATA_DIGESTS.values(), test_digest))
-    assert len(digests) == 4 and len(set(digests)) == 1
 
 
 def names_used(table):

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from conftest import RECONSTRUCTED, ROOT, cells, run_cell_with
 from statsmodels.stats.multitest import multipletests
-from test_data import TRAIN_DIGEST
-from test_data import VALIDATION_DIGEST as VAL_DIGEST
+from test_data import DIGESTS
 
 PRETRAINED = ROOT / "pretrained"
 TESTS = ("test", "augmented_test")
@@ -141,7 +140,7 @@ def test_histories(nb, histories):
         if match := re.fullmatch(COMPARED, key):
             planned = {"with_da": 30, "without_da": 6}.get(match[2])
             assert planned in (None, entry["training"]["epochs"]), key
-            assert entry["data"] == {"train": TRAIN_DIGEST, "validation": VAL_DIGEST}
+            assert {**entry["data"], "test": DIGESTS["test"]} == DIGESTS
             assert all((PRETRAINED / name).is_file() for name in nb.model_files(key))
 
 

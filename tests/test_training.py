@@ -165,18 +165,25 @@ def test_training_that_was_cut_off_goes_on(small, cut_off):
     path.write_bytes(cut_off.content)
 
 
-def test_checkpoint_of_another_training_is_ignored(small, cut_off):
-    other = dataclasses.replace(cut_off.training, seed=1)
-    history, model = restored(small, cut_off.path, other)
-    assert history == [] and int(model.optimizer.iterations) == 0
+def test_checkpoint_of_another_training_is_ignored(small, cut_off, monkeypatch):
+    """And one of other data, and one that is not there."""
+    for change in ({"seed": 1}, {"learning_rate": 0.002}):
+        other = dataclasses.replace(cut_off.training, **change)
+        history, model = restored(small, cut_off.path, other)
+        assert history == [] and int(model.optimizer.iterations) == 0
     assert restored(small, small.Path("none"), cut_off.training)[0] == []
+    monkeypatch.setattr(small, "DATA_DIGESTS", {"train": "other data"})
+    assert restored(small, cut_off.path, cut_off.training)[0] == []
 
 
-@pytest.mark.parametrize("content", (b"", b"<html>", None))
-def test_unreadable_checkpoint(small, cut_off, content):
-    half = cut_off.content[: len(cut_off.content) // 2]
+@pytest.mark.parametrize("damage", ("empty", "HTML page", "half", "a folder"))
+def test_unreadable_checkpoint(small, cut_off, damage):
     path = small.Path("broken.weights.h5")
-    path.write_bytes(half if content is None else content)
+    if damage == "a folder":
+        path.mkdir()
+    else:
+        half = cut_off.content[: len(cut_off.content) // 2]
+        path.write_bytes({"empty": b"", "HTML page": b"<html>", "half": half}[damage])
     with pytest.raises(OSError):
         restored(small, path, cut_off.training)
 
