@@ -1,6 +1,7 @@
 """Fixtures: the notebook's own definitions, never a copy of them, for all tests."""
 
 import ast
+import contextlib
 import json
 import linecache
 import os
@@ -97,6 +98,13 @@ def examples(count, seed):
 def nb():
     """The notebook's definitions, loaded once."""
     return load_notebook()
+
+
+@pytest.fixture(scope="session")
+def model(nb):
+    """The published network that reads pictures."""
+    with contextlib.chdir(ROOT):
+        return nb.load_model("custom_robust")
 
 
 @pytest.fixture

@@ -40,9 +40,8 @@ def test_accuracy_and_interval(scored):
 
 
 def test_log_loss_and_top3(scored):
-    found = scored(
-        [1, 2, 3, 4], [1, 2, 0, 0], truth=[0.5, 0.25, 0.125, 0], rank=range(4)
-    )
+    truth = [0.5, 0.25, 0.125, 0]
+    found = scored([1, 2, 3, 4], [1, 2, 0, 0], truth=truth, rank=range(4))
     expected = -(math.log(0.5 * 0.25 * 0.125) + math.log(1e-7)) / 4
     assert found["nll"] == pytest.approx(expected, abs=1e-6)
     assert found["top3"] == 0.75, "ranks 0, 1 and 2"
@@ -53,14 +52,12 @@ def test_calibration_error(scored):
     random = np.random.RandomState(1)
     confidence = np.r_[1, random.uniform(0.05, 1, 999)].astype("float16")
     predicted = (random.rand(1000) > confidence**2).astype(int)  # 0 is right
+    sure = confidence.astype(float)
     total = 0
     for number in range(15):
-        chosen = np.minimum(np.floor(15 * confidence.astype(float)), 14) == number
+        chosen = np.minimum(np.floor(15 * sure), 14) == number
         if chosen.any():
-            gap = (
-                confidence[chosen].astype(float).mean()
-                - (predicted[chosen] == 0).mean()
-            )
+            gap = sure[chosen].mean() - (predicted[chosen] == 0).mean()
             total += abs(gap) * chosen.mean()
     found = scored([0] * 1000, predicted, confidence)["ece"]
     assert found == pytest.approx(total, abs=2e-6) and found > 0.1
@@ -69,15 +66,11 @@ def test_calibration_error(scored):
 
 def test_merged_accuracy(nb, scored):
     """Within each group of look-alikes everything is right, between them nothing."""
-    characters = nb.CHARACTERS
     within = [pair for group in GROUPS for pair in itertools.permutations(group, 2)]
-    others = [
-        pair for pair in itertools.permutations(characters, 2) if pair not in within
-    ]
+    others = set(itertools.permutations(nb.CHARACTERS, 2)) - set(within)
     for pairs, expected in ((within, 1), (others, 0)):
-        labels, read = np.array(
-            [[characters.index(c) for c in pair] for pair in pairs]
-        ).T
+        labels = [nb.CHARACTERS.index(label) for label, _ in pairs]
+        read = [nb.CHARACTERS.index(answer) for _, answer in pairs]
         found = scored(labels, read)
         assert (found["merged_accuracy"], found["accuracy"]) == (expected, 0)
 
@@ -100,8 +93,7 @@ def test_compare_pair(nb, gain, loss, tail):
 
 
 def test_paired_tests_are_corrected_by_holm(nb, monkeypatch):
-    """The smallest p-value times the number of pairs, the next times one less, and so
-    on, never falling."""
+    """Each p-value times the number of those not below it, and never falling."""
     random = np.random.RandomState(0)
     names = ["custom_with_da", "custom_without_da", "custom_robust"]
     names += ["resnet50v2_with_da", "resnet50v2_without_da"]
@@ -113,9 +105,8 @@ def test_paired_tests_are_corrected_by_holm(nb, monkeypatch):
     run_cell_with(nb, 'method="holm"')
     assert len(nb.paired) == 6 * 2
     for pair in nb.paired:
-        first, second = (
-            right[pair[which], pair["test"]] for which in ("first", "second")
-        )
+        first = right[pair["first"], pair["test"]]
+        second = right[pair["second"], pair["test"]]
         assert pair["gain"] == (first & ~second).sum()
     largest = 0
     for place, pair in enumerate(sorted(nb.paired, key=lambda pair: pair["p"])):
@@ -134,9 +125,8 @@ def test_answer(nb):
         order = np.argsort(-probabilities[number], kind="stable").tolist()
         assert found["predicted"][number] == order[0]
         assert found["rank"][number] == order.index(label)
-    np.testing.assert_allclose(
-        found["confidence"], probabilities.max(axis=1), rtol=1e-3
-    )
+    confidence = probabilities.max(axis=1)
+    np.testing.assert_allclose(found["confidence"], confidence, rtol=1e-3)
     truth = probabilities[np.arange(len(labels)), labels]
     np.testing.assert_allclose(found["truth"], truth, rtol=1e-3)
 

@@ -18,9 +18,9 @@ import draw_pictures
 import nbformat
 import numpy as np
 import pytest
-from conftest import ROOT, cells, code_cells
+from conftest import ROOT, cell_with, cells
 from PIL import Image, ImageDraw
-from test_reader import encoded, model  # noqa: F401  a fixture
+from test_reader import encoded
 
 SHOT = ROOT / "runs" / "pad.png"
 STILL = ROOT / "tests" / "pad.png"
@@ -33,27 +33,21 @@ ODD = {
 
 
 def drawn(character, seed):
-    """A character's strokes as a hand draws them on the pad, lists of [x, y] in its
-    pixels."""
+    """A character's strokes as drawn by hand: lists of [x, y] in the pad's pixels."""
     rng = np.random.RandomState(seed)
-    size, slant, turn = (
-        rng.uniform(120, 220),
-        rng.uniform(-0.1, 0.25),
-        rng.uniform(-6, 6),
-    )
-    strokes = draw_pictures.write(character, rng, slant, turn)
+    size = rng.uniform(120, 220)
+    slant = rng.uniform(-0.1, 0.25)
+    strokes = draw_pictures.write(character, rng, slant, turn=rng.uniform(-6, 6))
     return [(140 + size * stroke[::12]).tolist() for stroke in strokes]
 
 
 def pad_cell(draw):
     """The source of the cell that shows the pad, switched on or off."""
-    (source,) = [code for code in code_cells() if code.startswith("draw = False")]
-    return source.replace("False", str(draw), 1)
+    return cell_with("draw = False").replace("False", str(draw), 1)
 
 
 def answered(nb, network, strokes):
-    """Return the answer to strokes as the browser draws and sends them: the pixels,
-    (28, 28, 4), and the lines of text."""
+    """Return the pixels (28, 28, 4) and lines of the answer to strokes on the pad."""
     canvas = Image.new("RGBA", (280, 280))
     pen = ImageDraw.Draw(canvas)
     for points in strokes:
@@ -70,7 +64,7 @@ def answered(nb, network, strokes):
     return pixels, answer["bars"].removesuffix("<br>").split("<br>")
 
 
-def test_nine_in_ten_characters_are_read(nb, model):  # noqa: F811
+def test_nine_in_ten_characters_are_read(nb, model):
     merged = dict(zip(nb.CHARACTERS, nb.MERGED, strict=True))
     wrong = {}
     for character, seed in itertools.product(draw_pictures.STROKES, range(3)):
@@ -81,7 +75,7 @@ def test_nine_in_ten_characters_are_read(nb, model):  # noqa: F811
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_odd_drawings_get_an_answer(nb, model, name):  # noqa: F811
+def test_odd_drawings_get_an_answer(nb, model, name):
     pixels, lines = answered(nb, model, ODD[name])
     assert pixels[..., 0].any() == (name != "nothing")
     assert lines == ["nothing drawn"] if name == "nothing" else len(lines) == 5
@@ -112,6 +106,7 @@ globals().update(vars(notebook))
 reader_model = notebook.reader_model = load_model("custom_robust")
 most_probable(reader_model, np.zeros((28, 28), np.uint8))  # compiled, as by cells before
 """
+RUN_ALL = "jupyterapp.commands.execute('notebook:run-all-cells')"
 WATCH = """
 window.answers = 0;
 window.pad = document.querySelector("canvas");
@@ -130,38 +125,33 @@ def wait_for(page, condition):
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     """A Chromium that shows the pad in JupyterLab, as Selenium's driver."""
-    if not (chromium := shutil.which("chromium")) or not (
-        driver := shutil.which("chromedriver")
-    ):
+    chromium = shutil.which("chromium")
+    driver = shutil.which("chromedriver")
+    if not (chromium and driver):
         pytest.skip("there is no chromium or no chromedriver on the PATH")
     for package in ("anywidget", "jupyterlab"):
         pytest.importorskip(package)
     webdriver = pytest.importorskip("selenium.webdriver")
     folder = tmp_path_factory.mktemp("lab")
-    sources = (SETUP, pad_cell(True))
-    pad_cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    pad_cells = [*map(nbformat.v4.new_code_cell, (SETUP, pad_cell(True)))]
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
-    nbformat.write(
-        nbformat.v4.new_notebook(cells=pad_cells, metadata=kernel), folder / "pad.ipynb"
-    )
+    book = nbformat.v4.new_notebook(cells=pad_cells, metadata=kernel)
+    nbformat.write(book, folder / "pad.ipynb")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = f"""{sys.executable} -m jupyterlab --no-browser --ip=127.0.0.1 --port={port}
         --allow-root --IdentityProvider.token=secret --LabApp.expose_app_in_browser=True
         --LabApp.news_url=None --ServerApp.root_dir={folder} --ServerApp.port_retries=0"""
-    home = {
-        f"JUPYTER_{name}_DIR": str(folder / name)
-        for name in ("CONFIG", "DATA", "RUNTIME")
-    }
+    names = ("CONFIG", "DATA", "RUNTIME")
+    home = {f"JUPYTER_{name}_DIR": str(folder / name) for name in names}
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
     for name in f"""headless no-sandbox disable-gpu no-first-run disable-sync window-size=1400,1000
         disable-background-networking user-data-dir={folder}/user""".split():
         options.add_argument(f"--{name}")
     with (folder / "log").open("w") as log:
-        server = subprocess.Popen(
-            command.split(), env=os.environ | home, stdout=log, stderr=log
-        )
+        streams = {"stdout": log, "stderr": log}
+        server = subprocess.Popen(command.split(), env=os.environ | home, **streams)
     url = f"http://127.0.0.1:{port}/lab/tree/pad.ipynb?token=secret"
     status = """const [book] = jupyterapp.shell.widgets("main");
         jupyterapp.shell.activateById(book.id);
@@ -170,9 +160,7 @@ def page(tmp_path_factory):
         with webdriver.Chrome(options, webdriver.ChromeService(driver)) as browser:
             wait_for(browser, lambda: browser.get(url) or True)
             wait_for(browser, lambda: browser.execute_script(status) == "idle")
-            browser.execute_script(
-                "jupyterapp.commands.execute('notebook:run-all-cells')"
-            )
+            browser.execute_script(RUN_ALL)
             wait_for(browser, lambda: browser.find_element("tag name", "canvas"))
             browser.execute_script(WATCH)
             yield browser
@@ -184,15 +172,13 @@ def page(tmp_path_factory):
 def draw_on(page, strokes):
     """Clear the pad, draw; return the last answer's lines and its number."""
     page.find_element("xpath", "//button[text()='clear']").click()
-    wait_for(
-        page, lambda: page.execute_script("return bars.innerText") == "nothing drawn"
-    )
+    shown = "return bars.innerText"
+    wait_for(page, lambda: page.execute_script(shown) == "nothing drawn")
     page.execute_script("window.answers = 0")
     corner = page.find_element("tag name", "canvas").rect
+    webdriver = pytest.importorskip("selenium.webdriver")
     for stroke in strokes:
-        chain = pytest.importorskip("selenium.webdriver").ActionChains(
-            page, duration=15
-        )
+        chain = webdriver.ActionChains(page, duration=15)
         pointer = chain.w3c_actions.pointer_action
         for number, (x, y) in enumerate(np.clip(stroke, 1, 279)):
             pointer.move_to_location(round(corner["x"] + x), round(corner["y"] + y))

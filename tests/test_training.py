@@ -16,13 +16,8 @@ HISTORY = [{"loss": 1.0, "accuracy": 0.5, "val_accuracy": 0.4, "seconds": 2.0}]
 
 def tiny_training(nb, **changes):
     """Return the Training of a tiny custom network, with some fields changed."""
-    fields = {
-        "learning_rate": 0.02,
-        "epochs": 3,
-        "augmentation": False,
-        "network": TINY,
-    }
-    return nb.Training("custom", **{**fields, **changes})
+    fields = {"epochs": 3, "augmentation": False, "network": TINY, **changes}
+    return nb.Training("custom", 0.02, **fields)
 
 
 def train(nb, training, path="runs/checkpoint.weights.h5"):
@@ -60,9 +55,8 @@ def test_learning_rate(nb):
     """From 0 to the peak in a tenth of 5 x 18 steps, then half a cosine down to 0."""
     model, _ = prepared(nb)
     found = [float(model.optimizer._learning_rate(step)) for step in range(91)]
-    expected = (
-        0.02 * np.r_[np.arange(9) / 9, (1 + np.cos(np.pi * np.arange(82) / 81)) / 2]
-    )
+    cosine = (1 + np.cos(np.pi * np.arange(82) / 81)) / 2
+    expected = 0.02 * np.r_[np.arange(9) / 9, cosine]
     np.testing.assert_allclose(found, expected, atol=1e-7)
 
 
@@ -346,8 +340,7 @@ def test_small_networks(nb, monkeypatch):
     monkeypatch.setattr(nb, "make_custom", make_custom)
     monkeypatch.setattr(nb, "count_mflops", lambda model: model.mflops)
     found = nb.small_networks()
-    within = [
-        np.less_equal(count_by_hand(**each), (600_000, 40)).all() for each in offered
-    ]
-    assert found == [each for each, fits in zip(offered, within, strict=True) if fits]
+    costs = np.array([count_by_hand(**each) for each in offered])
+    small = np.flatnonzero((costs <= (600_000, 40)).all(axis=1))
+    assert found == [offered[number] for number in small]
     assert 40 < len(found) < len(offered) == len(nb.WIDTHS) * len(nb.DEPTHS) * 6
