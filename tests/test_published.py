@@ -7,8 +7,10 @@ import re
 import numpy as np
 import pytest
 from conftest import RECONSTRUCTED, ROOT, cells, run_cell_with
+from idx_files import read
 from statsmodels.stats.multitest import multipletests
 from test_data import DIGESTS
+from test_models import COSTS
 
 PRETRAINED = ROOT / "pretrained"
 TESTS = ("test", "augmented_test")
@@ -37,9 +39,8 @@ def variants(results):
     """The entries of results.json by the keys of their models."""
     found = {}
     for name, model in results["models"].items():
-        for variant in ("without_da", "with_da", "robust"):
-            if variant in model:
-                found[f"{name}_{variant}"] = model[variant]
+        for variant in model.keys() & {"without_da", "with_da", "robust"}:
+            found[f"{name}_{variant}"] = model[variant]
     return found
 
 
@@ -49,28 +50,24 @@ def published(nb):
     data = nb.read_emnist(RECONSTRUCTED)
     with np.load(PRETRAINED / "predictions.npz") as arrays:
         predictions = dict(arrays)
-    values = {"predictions": predictions, "data": data}
-    values["test_labels"] = data["test-labels"]
-    values["TRAININGS"] = dict.fromkeys(name.split("/")[0] for name in predictions)
+    keys = dict.fromkeys(name.split("/")[0] for name in predictions)
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in values.items():
-            patch.setattr(nb, name, value, raising=False)
+        patch.setattr(nb, "data", data, raising=False)
+        patch.setattr(nb, "test_labels", data["test-labels"])
+        patch.setattr(nb, "predictions", predictions, raising=False)
+        patch.setattr(nb, "TRAININGS", keys, raising=False)
         yield nb
 
 
 def test_sums_are_complete_and_pinned(nb):
     """Every file is listed with its digest, and the digest of the list is pinned."""
-    sums = PRETRAINED / "SHA256SUMS"
-    lines = sums.read_text(encoding="utf-8").splitlines()
+    files = read(PRETRAINED)
+    sums = files.pop("SHA256SUMS")
+    assert nb.sha256(sums) == nb.MODELS_SHA256, "pin the new digest"
+    del files["README.md"]
+    lines = sums.decode().splitlines()
     listed = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
-    found = {}
-    for path in PRETRAINED.rglob("*"):
-        name = path.relative_to(PRETRAINED).as_posix()
-        if path.is_file() and name not in ("README.md", "SHA256SUMS"):
-            found[name] = nb.sha256(path.read_bytes())
-    assert set(listed) == set(found)
-    assert listed == found
-    assert nb.sha256(sums.read_bytes()) == nb.MODELS_SHA256, "pin the new digest"
+    assert listed == {name: nb.sha256(content) for name, content in files.items()}
 
 
 def test_scores_follow_from_predictions(published, results, variants):
@@ -92,8 +89,7 @@ def test_scores_follow_from_predictions(published, results, variants):
 
 @pytest.mark.parametrize("variant", ("without_da", "with_da", "robust"))
 def test_validation_scores(published, histories, monkeypatch, variant):
-    """The last of the history is that of the published model, but for an answer that
-    another processor may tip."""
+    """The last of the history, but for an answer that another processor may tip."""
     held_out = published.stratified(published.data["train-labels"], 0.1)
     for part in ("images", "labels"):
         held = published.data[f"train-{part}"][held_out]
@@ -113,9 +109,8 @@ def test_pairs_follow_from_predictions(published, results):
         found = published.compare_pair(*right)
         assert found["p"] == pytest.approx(pair["p"])
         assert found == {field: pair[field] for field in found} | {"p": found["p"]}
-    adjusted = multipletests([pair["p"] for pair in results["paired"]], method="holm")[
-        1
-    ]
+    p_values = [pair["p"] for pair in results["paired"]]
+    adjusted = multipletests(p_values, method="holm")[1]
     assert [pair["p_holm"] for pair in results["paired"]] == pytest.approx(adjusted)
 
 
@@ -142,6 +137,15 @@ def test_histories(nb, histories):
             assert planned in (None, entry["training"]["epochs"]), key
             assert {**entry["data"], "test": DIGESTS["test"]} == DIGESTS
             assert all((PRETRAINED / name).is_file() for name in nb.model_files(key))
+
+
+def test_published_models_load(nb, histories, variants, monkeypatch):
+    """All seven of the comparison, and whatever else has both a record and files."""
+    monkeypatch.chdir(ROOT)
+    for key in histories.keys() | variants.keys():
+        if key in variants or (PRETRAINED / nb.model_files(key)[-1]).exists():
+            parameters = nb.load_model(key).count_params()
+            assert parameters == COSTS[nb.split_key(key)[0]][0], key
 
 
 def test_what_is_published_is_what_a_full_run_would_train(published, histories):
