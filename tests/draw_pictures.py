@@ -216,7 +216,7 @@ def page(scene, shape, rng):
 def look_at(sheet, size, tilt, turn, rng):
     """The page as a camera sees it that is held at a tilt: a perspective view."""
     width, height = size
-    margin = np.array([(sheet.width - width) / 2, (sheet.height - height) / 2])
+    margin = (np.array(sheet.size) - size) / 2
     corners = np.array([(0, 0), (width, 0), (width, height), (0, height)], float)
     pull = np.array([(-1, 0), (1, 0), (-0.2, 0), (0.2, 0)]) * tilt * width / 2
     pull = pull if rng.uniform() < 0.5 else pull[[3, 2, 1, 0]] * (-1, 1)

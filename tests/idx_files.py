@@ -42,10 +42,10 @@ def make_files(seed=0):
 
 def pack(files):
     """Return `files` as NIST packs them: {name.gz: bytes}, the mapping as it is."""
-    packed = {
-        f"{name}.gz": gzip.compress(files[name], mtime=0) for name in NAMES.values()
-    }
-    return {MAPPING: files[MAPPING], **packed}
+    packed = {MAPPING: files[MAPPING]}
+    for name in NAMES.values():
+        packed[f"{name}.gz"] = gzip.compress(files[name], mtime=0)
+    return packed
 
 
 def make_zip(files):

@@ -8,9 +8,9 @@ and run this again; a test tells when it was forgotten.
 
 import ast
 import json
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from conftest import NOTEBOOK, ROOT
+
 EARLIER = ("SIZE =", "CHARACTERS =", "def draw_grid")  # what earlier sections define
 FIRST = "### Your own picture"
 LAST = "#### Pictures to try"
@@ -67,9 +67,9 @@ if __name__ == "__main__":
 '''
 
 
-def make_reader(notebook=ROOT / "emnist.ipynb"):
+def make_reader():
     """Return the text of reader.py: its imports, what it needs, the cells, a main."""
-    cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
     starts = ["".join(cell["source"]).split("\n")[0] for cell in cells]
     code = [cell for cell in cells if cell["cell_type"] == "code"]
     earlier = []

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import RECONSTRUCTED, TINY, code_cells
+from conftest import RECONSTRUCTED, TINY, cells_until
 from processes import Nursery
 from test_survival import settle
+from test_training import cut_off_at
 
 pytestmark = pytest.mark.slow
 ONE_DEVICE = "--xla_cpu_multi_thread_eigen=false"
@@ -34,18 +35,7 @@ def train(nb, folder, stop=None):
     training = nb.Training("custom", 0.02, 4, augmentation=False, network=TINY)
     path = nb.RUNS / "run.weights.h5"
     if stop:
-        plain = nb.Checkpoint
-
-        class CutOff(plain):
-            def on_epoch_begin(self, epoch, logs=None):
-                super().on_epoch_begin(epoch, logs)
-                if epoch == stop:
-                    raise KeyboardInterrupt
-
-        nb.Checkpoint = CutOff
-        with pytest.raises(KeyboardInterrupt):
-            nb.train(training, path)
-        nb.Checkpoint = plain
+        cut_off_at(nb, stop, training, path)
     network, history = nb.train(training, path)
     devices = len(network.trainable_variables[0].value.sharding.device_set)
     nb.publish("custom_without_da", network, training, history)
@@ -56,12 +46,8 @@ def train(nb, folder, stop=None):
 def test_two_devices_train_as_one(jax, tmp_path):
     """The same losses and answers as on one device; what was cut off goes on."""
     outcomes = []
-    for name, flags, stop in (
-        ("one", ONE_DEVICE, None),
-        ("two", TWO_DEVICES, None),
-        ("parts", TWO_DEVICES, 2),
-    ):
-        folder = str(tmp_path / name)
+    for flags, stop in ((ONE_DEVICE, None), (TWO_DEVICES, None), (TWO_DEVICES, 2)):
+        folder = str(tmp_path / f"{len(outcomes)}")
         child = jax.start("train", {"XLA_FLAGS": flags}, folder=folder, stop=stop)
         outcomes.append(child.result)
     assert [outcome["devices"] for outcome in outcomes] == [1, 2, 2]
@@ -72,39 +58,31 @@ def test_two_devices_train_as_one(jax, tmp_path):
     assert losses[2][:2] == losses[1][:2] and len(losses[2]) == 4
 
 
-def search_script():
-    """Return the notebook's code cells up to the search, with a note behind it."""
-    sources = code_cells()
-    (last,) = [n for n, source in enumerate(sources) if "run_search()})" in source]
-    return "\n\n".join([*sources[: last + 1], 'print("it goes on")'])
-
-
 def test_chief_and_workers(tmp_path):
     """Two workers do the trials of a search; the chief alone goes on after it."""
-    (tmp_path / "script.py").write_text(search_script(), encoding="utf-8")
+    sources = [*cells_until("run_search()})"), 'print("it goes on")']
+    (tmp_path / "script.py").write_text("\n\n".join(sources), encoding="utf-8")
     with socket.socket() as place:
         place.bind(("127.0.0.1", 0))
         address, port = place.getsockname()
-    environment = {**os.environ, "EMNIST_PROFILE": "quick"}
-    environment |= {"EMNIST_DIR": str(RECONSTRUCTED), "MPLBACKEND": "agg"}
-    environment |= {
-        "KERASTUNER_ORACLE_IP": address,
-        "KERASTUNER_ORACLE_PORT": f"{port}",
-    }
+    environment = {**os.environ, "EMNIST_PROFILE": "quick", "MPLBACKEND": "agg"}
+    environment |= {"EMNIST_DIR": str(RECONSTRUCTED), "KERASTUNER_ORACLE_IP": address}
+    environment["KERASTUNER_ORACLE_PORT"] = f"{port}"
     processes = {}
     for name in ("worker0", "chief", "worker1"):
+        environment["KERASTUNER_TUNER_ID"] = name
         processes[name] = subprocess.Popen(
             [sys.executable, "script.py"],
             cwd=tmp_path,
-            env={**environment, "KERASTUNER_TUNER_ID": name},
+            env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
+    shown = {}
     try:
-        shown = {
-            name: each.communicate(timeout=500) for name, each in processes.items()
-        }
+        for name, process in processes.items():
+            shown[name] = process.communicate(timeout=500)
     finally:
         for process in processes.values():
             process.kill()

@@ -186,8 +186,14 @@ def known_percentages(published, results, variants):
 
 
 @pytest.mark.parametrize("where", ("README", "answer", "conclusions"))
-def test_percentages_in_the_text(published, results, variants, where):
-    """Every percentage of one decimal from 60 to 99.9 is one that was measured."""
+def test_numbers_in_the_text(published, results, variants, where):
+    """Every percentage of one decimal from 60 to 99.9 is one that was measured, every
+    number of parameters that of a model; the README tells those of all three."""
+    counts = {f"{model['params']:,}" for model in results["models"].values()}
+    said = re.findall(r"(\d+(?:,\d{3})+)\s+parameters", texts()[where])
+    assert set(said) <= counts
+    if where == "README":
+        assert not [count for count in counts if count not in texts()[where]]
     pictures = r"## Your own handwriting.*?(?=\n## )"  # measured elsewhere
     unmeasured = rf"```.*?```|https?://\S+|arXiv:\S+|{pictures}"
     text = re.sub(unmeasured, "", texts()[where], flags=re.S)
@@ -198,34 +204,17 @@ def test_percentages_in_the_text(published, results, variants, where):
         assert f"{100 * variants['custom_with_da']['test']['accuracy']:.1f}" in said
 
 
-@pytest.mark.parametrize("where", ("README", "answer", "conclusions"))
-def test_parameters_in_the_text(results, where):
-    """Every number of parameters is that of a model; those of all three are told."""
-    counts = {f"{model['params']:,}" for model in results["models"].values()}
-    said = re.findall(r"(\d+(?:,\d{3})+)\s+parameters", texts()[where])
-    assert set(said) <= counts
-    if where == "README":
-        assert not [count for count in counts if count not in texts()[where]]
-
-
-def test_table_at_the_top(nb, results, variants):
-    """The costs of the models, and their accuracies with intervals."""
+def test_tables(nb, results, variants):
+    """The costs at the top; the accuracies with intervals there and in section 6."""
     top = "".join(cells("markdown")[1]["source"])
+    outputs = [output for cell in cells("code") for output in cell["outputs"]]
+    shown = ["".join(each.get("data", {}).get("text/html", "")) for each in outputs]
     for key, entry in variants.items():
+        accuracies = [nb.percent(entry[test]) for test in TESTS]
+        assert all(accuracy in "".join(shown) for accuracy in accuracies), key
         costs = results["models"][nb.split_key(key)[0]]
         row = [nb.title_of(key), f"{costs['params']:,}", f"{costs['mflops']:.0f}"]
-        row += [nb.percent(entry[test]) for test in TESTS]
-        assert f"| {' | '.join(row)} |" in top
-
-
-def test_notebook_shows_the_results(nb, variants):
-    """The tables of section 6 have the accuracies with their intervals."""
-    shown = ""
-    for output in (output for cell in cells("code") for output in cell["outputs"]):
-        shown += "".join(output.get("data", {}).get("text/html", ""))
-    for key, entry in variants.items():
-        for test in TESTS:
-            assert nb.percent(entry[test]) in shown, (key, test)
+        assert f"| {' | '.join(row + accuracies)} |" in top
 
 
 @pytest.mark.parametrize("where", ("README", "conclusions"))

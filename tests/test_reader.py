@@ -17,7 +17,7 @@ import matplotlib.pyplot as plt
 import measure_pictures
 import numpy as np
 import pytest
-from conftest import NOTEBOOK, ROOT, load_notebook, run_cell_with
+from conftest import ROOT, load_notebook, run_cell_with
 from make_reader import make_reader
 from PIL import Image, PngImagePlugin
 
@@ -306,7 +306,7 @@ def test_drawn_pictures_are_read(reader, model):
 
 def test_reader_file_is_the_notebooks():
     published = (ROOT / "pretrained" / "reader.py").read_text(encoding="utf-8")
-    assert published == make_reader(NOTEBOOK), "run tests/make_reader.py"
+    assert published == make_reader(), "run tests/make_reader.py"
 
 
 def test_reader_file_runs(tmp_path):

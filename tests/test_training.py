@@ -119,21 +119,27 @@ def test_no_graph_outlives_its_training(small):
     assert count_graphs() <= before
 
 
+def cut_off_at(nb, last, training, path):
+    """Train until an epoch begins, and stop there."""
+
+    def begin(self, epoch, logs=None):
+        self.start = 0
+        if epoch == last:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(nb.Checkpoint, "on_epoch_begin", begin)
+        nb.train(training, path)
+
+
 @pytest.fixture(scope="module")
 def cut_off(nb, tmp_path_factory):
     """A training of 8 epochs that was cut off in the fifth: its path and the rest."""
     path = tmp_path_factory.mktemp("cut") / "cut.weights.h5"
     training = tiny_training(nb, epochs=8)
-
-    def stop(self, epoch, logs=None):
-        self.start = 0
-        if epoch == 4:
-            raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nb, "QUICK", True)
-        patch.setattr(nb.Checkpoint, "on_epoch_begin", stop)
-        train(nb, training, path)
+        cut_off_at(nb, 4, training, path)
     return SimpleNamespace(path=path, training=training, content=path.read_bytes())
 
 
@@ -278,15 +284,10 @@ def test_finals(small, monkeypatch, rates, halved):
         rate = rates["abc".find(name)] / 1000
         network = {**TINY, "dropout": dropout}
         trials.append({"name": name, "network": network, "learning_rate": rate})
-    scores = {"final-b": 0.9}
-    seen = []
-
-    def score_training(training, name):
-        seen.append(training)
-        return scores.get(name, 0.5)
-
-    monkeypatch.setattr(small, "score_training", score_training)
+    score = Mock(side_effect=lambda training, name: 0.9 if name == "final-b" else 0.5)
+    monkeypatch.setattr(small, "score_training", score)
     records = small.run_finals(trials)
+    seen = [call.args[0] for call in score.call_args_list]
     names = [record["name"] for record in records]
     assert names == ["a", "b", "c", "d", "f"] + ["b, half rate"] * halved
     assert {training.epochs for training in seen} == {small.FINAL_EPOCHS}
