@@ -5,6 +5,7 @@ import contextlib
 import json
 import linecache
 import os
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -92,6 +93,12 @@ def examples(count, seed):
     labels = np.tile(np.arange(47), count).astype(np.uint8)
     noise = np.random.RandomState(seed).normal(0, 40, (len(labels), 28, 28))
     return np.clip(clean[labels] + noise, 0, 255).astype(np.uint8), labels
+
+
+def run_python(*arguments, **options):
+    """Run Python with these arguments; return the ended process with its output."""
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, **options)
 
 
 @pytest.fixture(scope="session")

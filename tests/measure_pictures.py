@@ -1,15 +1,15 @@
 """Measure what the notebook's section 7 reads in a folder of real pictures.
 
-    python tests/measure_pictures.py FOLDER [--models custom_robust custom_with_da]
+    python tests/measure_pictures.py FOLDER
 
-FOLDER holds manifest.csv (path, label, kind) of pictures of one character each, and may
-hold lines.csv (path, text, characters stand apart) of pictures of several and blank/
+FOLDER holds manifest.csv (path, label, kind) of pictures of one character each,
+lines.csv (path, text, characters stand apart) of pictures of several, and blank/
 without any. A refusal counts as wrong. Look-alikes (0O 1IL 5S 2Z 9qg Ff) are merged, a
 small letter that EMNIST does not tell from its capital may be read either way. Not run
 by CI: the pictures are not the project's to ship.
 """
 
-import argparse
+import sys
 import time
 from pathlib import Path
 
@@ -18,6 +18,8 @@ import pandas as pd
 from conftest import ROOT, load_notebook
 
 LOOK_ALIKES = str.maketrans("OILSZqgF", "0115299f")
+MEASURES = {"path": "count", "right": "mean", "merged": "mean", "digits": "mean"}
+MEASURES |= {"refused": "sum", "sure": "sum", "merged of sure": "mean"}
 CASELESS = str.maketrans("OILSZQG", "0115299")
 
 
@@ -59,37 +61,26 @@ def edits(read, text):
 
 def measure_characters(nb, folder, model):
     """Read every picture of manifest.csv; print the table."""
-    results = []
-    for row in rows_of(folder / "manifest.csv"):
+    rows = rows_of(folder / "manifest.csv")
+    for row in rows:
         start = time.perf_counter()
         answer = read_picture(nb, folder / row["path"], model)
         row["seconds"] = time.perf_counter() - start
         label = row["label"] if row["label"] in nb.CHARACTERS else row["label"].upper()
         best = most_probable(answer)
-        digits = {letter: value for letter, value in answer.items() if letter.isdigit()}
-        row["source"] = Path(row["path"]).parts[0]
-        row["refused"] = not answer
         row["right"] = best == label
         row["merged"] = best.translate(LOOK_ALIKES) == label.translate(LOOK_ALIKES)
-        row["digit"] = most_probable(digits) == label
+        row["refused"] = not answer
+        if label.isdigit():
+            digits = {key: value for key, value in answer.items() if key.isdigit()}
+            row["digits"] = float(most_probable(digits) == label)
         row["sure"] = answer.get(best, 0) >= 0.9
-        results.append(row)
-    results = pd.DataFrame(results)
-    table = {}
-    for kind, chosen in [("all", results), *results.groupby("kind")]:
-        sure = chosen[chosen["sure"]]
-        table[kind] = {
-            "pictures": len(chosen),
-            "sources": chosen["source"].nunique(),
-            "right": chosen["right"].mean(),
-            "merged": chosen["merged"].mean(),
-            "digits": chosen["digit"][chosen["label"].str.isdigit()].mean(),
-            "refused": chosen["refused"].sum(),
-            "sure": len(sure),
-            "of those merged": sure["merged"].mean(),
-        }
-    print(pd.DataFrame.from_dict(table, orient="index").round(3).to_string())
-    seconds = results["seconds"]
+        if row["sure"]:
+            row["merged of sure"] = float(row["merged"])
+    rows = pd.DataFrame(rows)
+    both = pd.concat([rows.assign(kind="all"), rows])
+    print(both.groupby("kind").agg(MEASURES).round(3).to_string())
+    seconds = rows["seconds"]
     print(
         f"seconds a picture: median {seconds.median():.2f}, worst {seconds.max():.2f}"
     )
@@ -119,25 +110,20 @@ def measure_texts(nb, folder, model):
     print(f"texts apart: {whole} of {len(apart)} whole, error rate {rate:.3f}")
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("folder", type=Path)
-    both = ["custom_robust", "custom_with_da"]
-    parser.add_argument("--models", nargs="+", default=both)
-    options = parser.parse_args()
+def main(folder):
+    """Measure both models that read pictures."""
     nb = load_notebook()
     nb.PROFILE = "full"  # takes models as they are
     nb.PUBLISHED = ROOT / "pretrained"
-    for key in options.models:
+    for key in ("custom_robust", "custom_with_da"):
         model = nb.load_model(key)
         model.predict_on_batch(np.zeros((1, 28, 28, 1), np.float32))  # compiled
-        print(f"{key} on {options.folder}")
-        measure_characters(nb, options.folder, model)
-        blanks = sorted((options.folder / "blank").glob("*.*"))
+        print(f"{key} on {folder}")
+        measure_characters(nb, folder, model)
+        blanks = sorted((folder / "blank").glob("*.*"))
         refused = [not read_picture(nb, path, model) for path in blanks]
         print(f"blank pictures refused: {sum(refused)} of {len(refused)}")
-        if (options.folder / "lines.csv").exists():
-            measure_texts(nb, options.folder, model)
+        measure_texts(nb, folder, model)
         right = []
         for path in sorted((ROOT / "tests" / "pictures").glob("*.*")):
             read = most_probable(read_picture(nb, path, model))
@@ -146,4 +132,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]))

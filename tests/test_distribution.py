@@ -4,13 +4,12 @@ import json
 import os
 import re
 import socket
-import subprocess
-import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import RECONSTRUCTED, TINY, cells_until
+from conftest import RECONSTRUCTED, TINY, cells_until, run_python
 from processes import Nursery
 from test_survival import settle
 from test_training import cut_off_at
@@ -68,29 +67,19 @@ def test_chief_and_workers(tmp_path):
     environment = {**os.environ, "EMNIST_PROFILE": "quick", "MPLBACKEND": "agg"}
     environment |= {"EMNIST_DIR": str(RECONSTRUCTED), "KERASTUNER_ORACLE_IP": address}
     environment["KERASTUNER_ORACLE_PORT"] = f"{port}"
-    processes = {}
-    for name in ("worker0", "chief", "worker1"):
-        environment["KERASTUNER_TUNER_ID"] = name
-        processes[name] = subprocess.Popen(
-            [sys.executable, "script.py"],
-            cwd=tmp_path,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-    shown = {}
-    try:
-        for name, process in processes.items():
-            shown[name] = process.communicate(timeout=500)
-    finally:
-        for process in processes.values():
-            process.kill()
+
+    def run(name):
+        settings = {**environment, "KERASTUNER_TUNER_ID": name}
+        return run_python("script.py", cwd=tmp_path, env=settings, timeout=500)
+
+    names = ("worker0", "chief", "worker1")
+    with ThreadPoolExecutor() as pool:
+        processes = dict(zip(names, pool.map(run, names), strict=True))
+    epochs = {}
     for name, process in processes.items():
-        assert process.returncode == 0, shown[name][1][-3000:]
-        output = shown[name][0]
-        assert ("it goes on" in output) == (name == "chief")
-    epochs = {name: len(re.findall("^epoch", shown[name][0], re.M)) for name in shown}
+        assert process.returncode == 0, process.stderr[-3000:]
+        assert ("it goes on" in process.stdout) == (name == "chief")
+        epochs[name] = len(re.findall("^epoch", process.stdout, re.M))
     assert epochs["chief"] == 0 and epochs["worker0"] + epochs["worker1"] == 2
     record = tmp_path / "runs" / "quick" / "pretrained" / "tuning" / "search.json"
     assert len(json.loads(record.read_text())["trials"]) == 2

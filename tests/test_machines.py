@@ -3,7 +3,6 @@
 import ast
 import json
 import os
-import subprocess
 import symtable
 import sys
 from pathlib import Path
@@ -68,18 +67,6 @@ def test_charts_are_inline_in_a_kernel(elsewhere):
     """Whatever the shell says, and once more after the backend was changed."""
     for outputs in elsewhere[1:]:
         assert any("image/png" in output.get("data", {}) for output in outputs)
-
-
-def test_setup_on_jax():
-    """On a machine without a graphics card, too."""
-    pytest.importorskip("jax")
-    then = ["print(HARDWARE)", "keras.utils.set_random_seed(1)"]
-    source = "\n".join([*cells_until("HARDWARE = "), *then])
-    command = [sys.executable, "-c", source]
-    environment = {**os.environ, "KERAS_BACKEND": "jax"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0 and "cores" in done.stdout, done.stderr
-    assert done.stderr == "", "TensorFlow's messages are shown"
 
 
 UNKNOWN = {  # the cell that refuses an unknown value, and what it says

@@ -8,8 +8,6 @@ import io
 import itertools
 import shutil
 import struct
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import draw_pictures
@@ -17,7 +15,7 @@ import matplotlib.pyplot as plt
 import measure_pictures
 import numpy as np
 import pytest
-from conftest import ROOT, load_notebook, run_cell_with
+from conftest import ROOT, load_notebook, run_cell_with, run_python
 from make_reader import make_reader
 from PIL import Image, PngImagePlugin
 
@@ -275,8 +273,7 @@ print(peak() - before)
 def test_a_huge_picture_takes_little_memory(reader, kind, side, tmp_path):
     GREY.convert("RGB").resize((side, side)).save(tmp_path / "huge", kind)
     shutil.copy(ROOT / "pretrained" / "reader.py", tmp_path)
-    command = [sys.executable, "-c", MEASURE, "huge"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    done = run_python("-c", MEASURE, "huge", cwd=tmp_path)
     assert int(done.stdout) < 300_000, "kilobytes more than Keras takes"
 
 
@@ -310,14 +307,12 @@ def test_reader_file_is_the_notebooks():
 
 
 def test_reader_file_runs(tmp_path):
-    run = [sys.executable, str(ROOT / "pretrained" / "reader.py")]
     cases = [
-        [str(draw_pictures.FOLDER / "4_pencil_dim.jpg"), "--among", "0123456789"],
-        [str(draw_pictures.TEXT_PICTURE)],
-        [str(saved(BLANK["white"], tmp_path))],
+        [draw_pictures.FOLDER / "4_pencil_dim.jpg", "--among", "0123456789"],
+        [draw_pictures.TEXT_PICTURE],
+        [saved(BLANK["white"], tmp_path)],
     ]
-    options = {"capture_output": True, "text": True}
-    done = [subprocess.run(run + case, **options) for case in cases]
+    done = [run_python(ROOT / "pretrained" / "reader.py", *case) for case in cases]
     assert [process.returncode for process in done] == [0, 0, 1], done
     assert done[0].stdout.startswith("4 ")
     assert done[1].stdout.strip() == draw_pictures.TEXT
