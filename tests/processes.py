@@ -9,20 +9,20 @@ before anything is computed. A job is a function `job(nb, argument=3)` of the mo
 
 import importlib
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import tempfile
-import traceback
 from pathlib import Path
+from unittest.mock import patch
 
 
 class Child:
     """A forked process; `output` is what it printed, `result` what its job returned."""
 
-    def __init__(self, nursery, pid, folder):
-        self.nursery, self.pid, self.folder, self.code = nursery, pid, folder, None
+    def __init__(self, connection, folder):
+        self.connection, self.folder, self.code = connection, folder, None
+        self.pid = connection.recv()
 
     @property
     def output(self):
@@ -41,76 +41,59 @@ class Child:
     def wait(self):
         """Return its exit code, as `subprocess` gives it."""
         if self.code is None:
-            self.code = self.nursery.ask({"wait": self.pid})
+            self.code = self.connection.recv()
         return self.code
 
 
 class Nursery:
-    """The process that loads the notebook once and forks."""
+    """The process that loads the notebook once and forks; one child at a time."""
 
     def __init__(self, module, **environment):
         self.children, self.folder = [], tempfile.TemporaryDirectory()
-        streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        command = [sys.executable, __file__, module]
-        environment = {**os.environ, **environment}
-        self.process = subprocess.Popen(command, env=environment, **streams)
-
-    def ask(self, order):
-        print(json.dumps(order), file=self.process.stdin, flush=True)
-        answer = self.process.stdout.readline()
-        assert answer, "the process that loads the notebook has ended"
-        return json.loads(answer)
+        self.connection, other_end = multiprocessing.Pipe()
+        spawn = multiprocessing.get_context("spawn").Process
+        with patch.dict(os.environ, environment), other_end:
+            spawn(target=serve, args=(other_end, module)).start()
 
     def start(self, job, environment=(), **arguments):
-        folder = Path(self.folder.name, str(len(self.children)))
-        folder.mkdir()
-        order = {"job": job, "environment": dict(environment), "arguments": arguments}
-        pid = self.ask({**order, "folder": str(folder)})
-        self.children.append(Child(self, pid, folder))
+        folder = Path(tempfile.mkdtemp(dir=self.folder.name))
+        self.connection.send((job, arguments, dict(environment), folder))
+        self.children.append(Child(self.connection, folder))
         return self.children[-1]
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        with self.folder, self.process:  # which close and remove what is theirs
+        with self.folder, self.connection:  # which are removed and closed
             for child in self.children:
                 child.kill()
+            self.connection.send(None)
 
 
-def work(nb, module, order):
-    """Do one job in the forked child, which ends here, at the latest after 300 s."""
-    signal.alarm(300)
-    code, folder = 1, Path(order["folder"])
-    output = os.open(folder / "output", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    try:
-        os.environ.update(order["environment"])
-        result = getattr(module, order["job"])(nb, **order["arguments"])
-        (folder / "result").write_text(json.dumps(result))
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        os._exit(code)
-
-
-if __name__ == "__main__":  # fork for every order; tell process ids and exit codes
+def serve(connection, module):
+    """Fork for every order; tell the child's process id and then its exit code."""
     import keras
     from conftest import load_notebook
 
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    list_devices = keras.distribution.list_devices
-    keras.distribution.list_devices = list  # or threads start, which no fork keeps
-    nb, module = load_notebook(), importlib.import_module(sys.argv[1])
-    keras.distribution.list_devices = list_devices
-    for line in sys.stdin:
-        order = json.loads(line)
-        if "wait" in order:
-            answer = os.waitstatus_to_exitcode(os.waitpid(order["wait"], 0)[1])
-        elif not (answer := os.fork()):
-            work(nb, module, order)
-        print(json.dumps(answer), file=answers, flush=True)
+    with patch.object(keras.distribution, "list_devices", list):
+        nb = load_notebook()  # starts no threads, which no fork keeps
+    module = importlib.import_module(module)
+    fork = multiprocessing.get_context("fork").Process
+    while order := connection.recv():
+        child = fork(target=work, args=(nb, module, *order))
+        child.start()
+        connection.send(child.pid)
+        child.join()
+        connection.send(child.exitcode)
+
+
+def work(nb, module, job, arguments, environment, folder):
+    """Do one job in a forked child, which ends at the latest after 300 s."""
+    signal.alarm(300)
+    with (folder / "output").open("w") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    os.environ.update(environment)
+    result = getattr(module, job)(nb, **arguments)
+    (folder / "result").write_text(json.dumps(result))
