@@ -114,14 +114,6 @@ def test_warp_against_another_one(nb):
     assert (nb.warp(images) == images).all()
 
 
-def test_augmented_test_set(nb):
-    """It is a function of the images."""
-    images = noise_images(6)
-    first = nb.augment_test_set(images)
-    assert (nb.augment_test_set(images) == first).all()
-    assert (first != images).any(axis=(1, 2)).all()
-
-
 @pytest.mark.parametrize("axes", ([0], [1], [2], [3], [4], range(5)))
 def test_distortion_in_training_is_the_same_map(nb, monkeypatch, axes):
     """By draws of -1 to 1 the layer changes images as `warp` does by their amounts."""
