@@ -3,6 +3,7 @@
 import contextlib
 import gzip
 import re
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -198,7 +199,7 @@ def test_stratified(nb, amount):
 
 
 @pytest.mark.parametrize("others", [False, True])
-def test_images_that_were_trained_on_are_dropped(real, monkeypatch, others):
+def test_images_that_were_trained_on_are_dropped(real, others):
     """Those of this run's data, or of the split that the models were trained on."""
     images = real.read_emnist(RECONSTRUCTED)["train-images"]
     data = {"train-images": real.test_images[:9]}
@@ -208,10 +209,8 @@ def test_images_that_were_trained_on_are_dropped(real, monkeypatch, others):
     if not others:
         values["histories"]["b"] = values["histories"]["a"]
     values["test_labels"] = values["augmented_images"] = np.arange(5)
-    for name, value in values.items():
-        monkeypatch.setattr(real, name, value, raising=False)
-    with contextlib.chdir(ROOT):
-        run_cell_with(real, "trained_on = ")
     expected = [2, 3, 4] if others else [0, 1, 3, 4]
-    assert real.test_labels.tolist() == real.augmented_images.tolist() == expected
-    np.testing.assert_array_equal(real.test_images, shown[expected])
+    with contextlib.chdir(ROOT), patch.multiple(real, create=True, **values):
+        run_cell_with(real, "trained_on = ")
+        assert real.test_labels.tolist() == real.augmented_images.tolist() == expected
+        np.testing.assert_array_equal(real.test_images, shown[expected])

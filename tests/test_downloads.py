@@ -32,14 +32,6 @@ def serve(nb, tmp_path, monkeypatch):
     set_timeout(None)
 
 
-@pytest.fixture
-def closed():
-    """The URL of a server that refuses connections."""
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        yield f"http://127.0.0.1:{unused.getsockname()[1]}"
-
-
 ENCODED = ["my%20data/a", "na%C3%AFve", "50%25", "a%2Bb"]
 
 
@@ -78,13 +70,18 @@ def test_bad_download(nb, serve, fault):
     assert [*Path("data").iterdir()] == [Path("data/file")]
 
 
-def test_no_server(nb, serve, closed, monkeypatch):
-    monkeypatch.setattr(nb, "NIST_URL", f"{closed}/gzip.zip")
-    with pytest.raises(ConnectionError, match=f"^{re.escape(nb.NIST_URL)}: could not"):
-        nb.fetch_split(Path(), nb.OFFICIAL)
-    for url in (f"{closed}/file", "mirror/file", "http://host.invalid/file"):
-        with pytest.raises(ConnectionError, match=f"^{re.escape(url)}: could not be"):
-            nb.fetch(url, "file", nb.sha256(GOOD))
+def test_no_server(nb, serve, monkeypatch):
+    with socket.socket() as unused:  # refuses connections
+        unused.bind(("127.0.0.1", 0))
+        closed = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        monkeypatch.setattr(nb, "NIST_URL", f"{closed}/gzip.zip")
+        found = f"^{re.escape(nb.NIST_URL)}: could not be"
+        with pytest.raises(ConnectionError, match=found):
+            nb.fetch_split(Path(), nb.OFFICIAL)
+        for url in (f"{closed}/file", "mirror/file", "http://host.invalid/file"):
+            found = f"^{re.escape(url)}: could not be"
+            with pytest.raises(ConnectionError, match=found):
+                nb.fetch(url, "file", nb.sha256(GOOD))
     assert [*Path().iterdir()] == []
 
 

@@ -6,7 +6,7 @@ import os
 import symtable
 import sys
 from pathlib import Path
-from unittest.mock import Mock
+from unittest.mock import Mock, patch
 
 import nbclient
 import nbformat
@@ -119,19 +119,19 @@ def test_home_is_expanded(elsewhere, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("profile", ["pretrained", "quick", "full"])
-def test_chart_is_saved_by_a_run_that_trains_alone(small, monkeypatch, profile):
+def test_chart_is_saved_by_a_run_that_trains_alone(small, profile):
     """So a checkout that cannot be written to can be run."""
     scores = {"accuracy": 0.9, "ci95": [0.8, 1.0]}
     network = small.make_model("custom")
     models = {"custom_with_da": network, "custom_robust": network}
-    monkeypatch.setattr(small, "models", models, raising=False)
-    monkeypatch.setattr(small, "score", lambda key, name: scores)
-    monkeypatch.setattr(small, "DATA_NAME", "made up", raising=False)
-    monkeypatch.setattr(small, "PROFILE", profile)
-    monkeypatch.setattr(small, "QUICK", profile == "quick")
-    monkeypatch.setattr(small.plt, "show", Mock())
-    run_cell_with(small, "figure.savefig")
-    small.plt.show.assert_called_once()
+    values = {"PROFILE": profile, "QUICK": profile == "quick", "DATA_NAME": "made up"}
+    values |= {"models": models, "score": lambda key, name: scores}
+    with (
+        patch.multiple(small, create=True, **values),
+        patch("matplotlib.pyplot.show") as show,
+    ):
+        run_cell_with(small, "figure.savefig")
+    show.assert_called_once()
     small.plt.close("all")
     places = {"quick": "runs/quick/Comparison.PNG", "full": "Comparison.PNG"}
     expected = [places[profile]] if profile in places else []

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import re
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -52,11 +53,9 @@ def published(nb):
     with np.load(PRETRAINED / "predictions.npz") as arrays:
         predictions = dict(arrays)
     keys = dict.fromkeys(name.split("/")[0] for name in predictions)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nb, "data", data, raising=False)
-        patch.setattr(nb, "test_labels", data["test-labels"])
-        patch.setattr(nb, "predictions", predictions, raising=False)
-        patch.setattr(nb, "TRAININGS", keys, raising=False)
+    values = {"data": data, "predictions": predictions, "TRAININGS": keys}
+    values["test_labels"] = data["test-labels"]
+    with patch.multiple(nb, create=True, **values):
         yield nb
 
 
@@ -152,9 +151,8 @@ def test_published_models_load(nb, histories, variants, monkeypatch):
 def test_what_is_published_is_what_a_full_run_would_train(published, histories):
     """Or it would be trained again."""
     trials = read_json("tuning/finals.json")["trials"]
-    with pytest.MonkeyPatch.context() as patch:
-        best = max(trials, key=lambda record: record["score"])
-        patch.setattr(published, "best", best, raising=False)
+    best = max(trials, key=lambda record: record["score"])
+    with patch.object(published, "best", best, create=True):
         run_cell_with(published, 'custom = Training("custom"')
         run_cell_with(published, 'TRAININGS["mobilenetv2_56px_with_da"]')
     for key, training in published.TRAININGS.items():

@@ -16,6 +16,7 @@ import measure_pictures
 import numpy as np
 import pytest
 from conftest import load_notebook, run_cell_with, run_python
+from idx_files import write
 from make_reader import READER, make_reader
 from PIL import Image
 
@@ -312,15 +313,12 @@ def test_stray_and_broken_files(model, tmp_path, monkeypatch, capsys):
     """Each costs its own place, and hidden files are not looked at."""
     nb = load_notebook("strays")
     nb.models = {nb.READER: model}
-    folder = tmp_path / "tests" / "pictures"
-    folder.mkdir(parents=True)
-    shutil.copy(PICTURES[0], folder)
-    for name in (".DS_Store", "._2.jpg", "Thumbs.db", "broken.png"):
-        (folder / name).write_bytes(b"no picture")
+    strays = dict.fromkeys((".DS_Store", "._2.jpg", "Thumbs.db", "x.png"), b"stray")
+    shutil.copy(PICTURES[0], write(tmp_path / "tests" / "pictures", strays))
     monkeypatch.chdir(tmp_path)
     run_cell_with(nb, "pictures = sorted(Path(")
     run_cell_with(nb, "panels = []")
     assert [title[0] for title in nb.titles[1::2]] == [PICTURES[0].name[0]]
     assert len(nb.panels) == 2
     left_out = capsys.readouterr().out
-    assert "broken.png" in left_out and ".DS_Store" not in left_out
+    assert "x.png" in left_out and ".DS_Store" not in left_out

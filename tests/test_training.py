@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 from conftest import TINY, run_cell_with
+from idx_files import write
 from scipy.special import log_softmax, softmax
 from test_models import count_by_hand
 
@@ -177,16 +178,13 @@ def test_checkpoint_of_another_training_is_ignored(small, cut_off, monkeypatch):
     assert restored(small, cut_off.path, cut_off.training)[0] == []
 
 
-@pytest.mark.parametrize("damage", ("empty", "HTML page", "half", "a folder"))
-def test_unreadable_checkpoint(small, cut_off, damage):
-    path = small.Path("broken.weights.h5")
-    if damage == "a folder":
-        path.mkdir()
-    else:
-        half = cut_off.content[: len(cut_off.content) // 2]
-        path.write_bytes({"empty": b"", "HTML page": b"<html>", "half": half}[damage])
-    with pytest.raises(OSError):
-        restored(small, path, cut_off.training)
+def test_unreadable_checkpoint(small, cut_off):
+    """Such as an empty file, a web page, half a checkpoint, or a folder."""
+    half = cut_off.content[: len(cut_off.content) // 2]
+    broken = {"empty": b"", "page": b"<html>", "half": half, "folder/file": b""}
+    for path in write(small.Path("broken"), broken).iterdir():
+        with pytest.raises(OSError):
+            restored(small, path, cut_off.training)
 
 
 @pytest.mark.parametrize("sharpness", (0.7, 1, 2.5))
