@@ -1,13 +1,12 @@
 """Draw the pictures of tests/pictures, which stand in for a reader's photos and scans.
 
 No camera and no font is involved. Every character is a few strokes, written down below as points
-that a smooth curve runs through; a seeded hand adds slant, jitter and pressure; a pen (ball pen,
-felt pen, pencil, chalk, brush) turns the curve into ink on a page with texture; and a camera looks
-at the page from a tilt, in uneven light, with a shadow, noise and JPEG compression.
+that a smooth curve runs through. A seeded hand adds slant, jitter and pressure, a pen turns the
+curve into ink on a page with texture, and a camera looks at it from a tilt, in uneven light, with
+a shadow, noise and JPEG compression. They were drawn without a look at any model's answers.
 
-`python tests/draw_pictures.py` rewrites them. The name of a file begins with its character
-(`lower_a_...` for a lower-case one). They were drawn without a look at any model's answers. The
-picture of several characters, tests/text/two_lines.jpg, is drawn in the same way.
+`python tests/draw_pictures.py` rewrites them, and the picture of several characters. The name of
+a file begins with its character (`lower_a_...` for a lower-case one).
 """
 
 from dataclasses import dataclass

@@ -96,8 +96,7 @@ def measure_texts(nb, folder, model):
         row["length"] = len(wanted)
         row["wrong"] = edits("".join(read.split()).upper().translate(CASELESS), wanted)
         row["apart"] = row["characters stand apart"] == "yes"
-        shown = f"(apart: {row['apart']}) {text!r}: {read!r}, {row['wrong']} wrong"
-        print(f"    {row['path']} {shown}")
+        print(f"    {row['path']} {text!r}: {read!r}, {row['wrong']} wrong")
     rows = pd.DataFrame(rows)
     apart = rows[rows["apart"]]
     others = rows["told"].sum() - apart["told"].sum()

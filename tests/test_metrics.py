@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ GROUPS = ("0O", "1IL", "5S", "2Z", "9qg", "Ff")
 
 
 @pytest.fixture
-def scored(nb, monkeypatch):
+def scored(nb):
     """A function that scores made-up answers to images with the given labels."""
 
     def score(labels, predicted, confidence=0.9, truth=0.5, rank=0):
@@ -23,9 +24,8 @@ def scored(nb, monkeypatch):
         arrays = {}
         for field, values in {**fields, "truth": truth, "rank": rank}.items():
             arrays[f"model/test/{field}"] = np.broadcast_to(values, len(labels))
-        monkeypatch.setattr(nb, "predictions", arrays, raising=False)
-        monkeypatch.setattr(nb, "test_labels", labels)
-        found = nb.score("model", "test")
+        with patch.multiple(nb, create=True, predictions=arrays, test_labels=labels):
+            found = nb.score("model", "test")
         assert json.loads(json.dumps(found)) == found
         return found
 
@@ -95,9 +95,8 @@ def test_compare_pair(nb, gain, loss, tail):
 def test_paired_tests_are_corrected_by_holm(nb, monkeypatch):
     """Each p-value times the number of those not below it, and never falling."""
     random = np.random.RandomState(0)
-    names = ["custom_with_da", "custom_without_da", "custom_robust"]
-    names += ["resnet50v2_with_da", "resnet50v2_without_da"]
-    names += ["mobilenetv2_with_da", "mobilenetv2_without_da"]
+    names = ["custom_robust", *(f"{name}_with_da" for name in nb.COLORS)]
+    names += [f"{name}_without_da" for name in nb.COLORS]
     right = {}
     for number, pair in enumerate(itertools.product(names, nb.TEST_SETS)):
         right[pair] = random.rand(400) < 0.6 + number / 50
@@ -187,7 +186,7 @@ def test_measure_robustness(nb, monkeypatch):
 
 
 @pytest.fixture
-def seeds(nb, monkeypatch):
+def seeds(nb):
     """Made-up answers of three seeds of a model: 1, 2 and 3 of 4 are right."""
     keys = ["custom_with_da", "custom_with_da_seed1", "custom_with_da_seed2"]
     keys += ["custom_with_da_30_epochs", "custom_without_da"]
@@ -196,9 +195,9 @@ def seeds(nb, monkeypatch):
         arrays[f"{key}/{test}/predicted"] = (np.arange(4) > number // 2).astype(int)
         for field in ("confidence", "truth", "rank"):
             arrays[f"{key}/{test}/{field}"] = np.ones(4)
-    monkeypatch.setattr(nb, "TRAININGS", dict.fromkeys(keys), raising=False)
-    monkeypatch.setattr(nb, "predictions", arrays, raising=False)
-    monkeypatch.setattr(nb, "test_labels", np.zeros(4, int))
+    values = {"predictions": arrays, "test_labels": np.zeros(4, int)}
+    with patch.multiple(nb, create=True, TRAININGS=dict.fromkeys(keys), **values):
+        yield
 
 
 def test_seeds(nb, seeds):

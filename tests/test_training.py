@@ -3,7 +3,7 @@
 import dataclasses
 import gc
 from types import SimpleNamespace
-from unittest.mock import Mock
+from unittest.mock import Mock, patch
 
 import keras
 import numpy as np
@@ -129,8 +129,8 @@ def cut_off_at(nb, last, training, path):
         if epoch == last:
             raise KeyboardInterrupt
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(nb.Checkpoint, "on_epoch_begin", begin)
+    stopped = patch.object(nb.Checkpoint, "on_epoch_begin", begin)
+    with stopped, pytest.raises(KeyboardInterrupt):
         nb.train(training, path)
 
 
@@ -139,8 +139,7 @@ def cut_off(nb, tmp_path_factory):
     """A training of 8 epochs that was cut off in the fifth: its path and the rest."""
     path = tmp_path_factory.mktemp("cut") / "cut.weights.h5"
     training = tiny_training(nb, epochs=8)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nb, "QUICK", True)
+    with patch.object(nb, "QUICK", True):
         cut_off_at(nb, 4, training, path)
     return SimpleNamespace(path=path, training=training, content=path.read_bytes())
 
@@ -167,15 +166,15 @@ def test_training_that_was_cut_off_goes_on(small, cut_off):
     path.write_bytes(cut_off.content)
 
 
-def test_checkpoint_of_another_training_is_ignored(small, cut_off, monkeypatch):
+def test_checkpoint_of_another_training_is_ignored(small, cut_off):
     """And one of other data, and one that is not there."""
     for change in ({"seed": 1}, {"learning_rate": 0.002}):
         other = dataclasses.replace(cut_off.training, **change)
         history, model = restored(small, cut_off.path, other)
         assert history == [] and int(model.optimizer.iterations) == 0
     assert restored(small, small.Path("none"), cut_off.training)[0] == []
-    monkeypatch.setattr(small, "DATA_DIGESTS", {"train": "other data"})
-    assert restored(small, cut_off.path, cut_off.training)[0] == []
+    with patch.object(small, "DATA_DIGESTS", {"train": "other data"}):
+        assert restored(small, cut_off.path, cut_off.training)[0] == []
 
 
 def test_unreadable_checkpoint(small, cut_off):
@@ -237,8 +236,7 @@ def test_publish(small, monkeypatch):
     assert small.must_train(key, dataclasses.replace(training, seed=1))
     small.publish("custom_robust", network, training, HISTORY)
     assert list(small.read_record("histories.json")) == [key, "custom_robust"]
-    with monkeypatch.context() as patch:
-        patch.setattr(small, "DATA_DIGESTS", {})
+    with patch.object(small, "DATA_DIGESTS", {}):
         assert small.must_train(key, training)
     (small.PUBLISHED / small.model_files(key)[1]).unlink()
     for only, expected in (("", True), ("custom_robust,x", False), (f"x,{key}", True)):
@@ -295,13 +293,12 @@ def test_finals(small, monkeypatch, rates, halved):
 
 
 @pytest.fixture
-def tiny_search(small, monkeypatch):
+def tiny_search(small):
     """The notebook with a search of two trials among two tiny networks."""
     networks = [TINY, {**TINY, "widths": [4, 6, 10]}]
-    monkeypatch.setattr(small, "small_networks", lambda: networks)
-    for name, value in (("TRIALS", 2), ("IMAGES", 94), ("EPOCHS", 1)):
-        monkeypatch.setattr(small, f"SEARCH_{name}", value)
-    return small
+    values = {"SEARCH_TRIALS": 2, "SEARCH_IMAGES": 94, "SEARCH_EPOCHS": 1}
+    with patch.multiple(small, small_networks=lambda: networks, **values):
+        yield small
 
 
 def test_search(tiny_search, monkeypatch):
