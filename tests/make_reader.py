@@ -10,7 +10,7 @@ again; a test tells when it was forgotten.
 import ast
 import json
 
-from conftest import NOTEBOOK, ROOT
+from conftest import NOTEBOOK, ROOT, code_cells
 
 EARLIER = ("SIZE =", "CHARACTERS =", "def draw_grid")  # what earlier sections define
 FIRST = "### Your own picture"
@@ -22,19 +22,18 @@ def make_reader():
     """Return the text of reader.py with the functions as they are in the notebook."""
     cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
     starts = ["".join(cell["source"]).split("\n")[0] for cell in cells]
-    code = [cell for cell in cells if cell["cell_type"] == "code"]
     earlier = []
-    for source in ("".join(cell["source"]) for cell in code):
+    for source in code_cells():
         for node in ast.parse(source).body:
             text = ast.get_source_segment(source, node)
             if text.startswith(EARLIER):
                 earlier.append(text)
-    chosen = cells[starts.index(FIRST) : starts.index(LAST)]
-    sources = ["".join(cell["source"]) for cell in chosen if cell in code]
+    section = cells[starts.index(FIRST) : starts.index(LAST)]
+    chosen = ["".join(c["source"]) for c in section if c["cell_type"] == "code"]
     text = READER.read_text(encoding="utf-8")
     imports = text[: text.index("SIZE =")]
     command_line = text[text.index("\ndef load_reader") :]
-    return imports + "\n\n\n".join([*earlier, *sources, command_line])
+    return imports + "\n\n\n".join([*earlier, *chosen, command_line])
 
 
 if __name__ == "__main__":

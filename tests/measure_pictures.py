@@ -18,8 +18,11 @@ import pandas as pd
 from conftest import ROOT, load_notebook
 
 LOOK_ALIKES = str.maketrans("OILSZqgF", "0115299f")
+# the columns of the tables; "path" counts the pictures
 MEASURES = {"path": "count", "right": "mean", "merged": "mean", "digits": "mean"}
 MEASURES |= {"refused": "sum", "sure": "sum", "merged of sure": "mean"}
+OF_TEXTS = {"path": "count", "several told": "sum", "whole": "sum"}
+OF_TEXTS |= {"wrong": "sum", "length": "sum"}
 CASELESS = str.maketrans("OILSZQG", "0115299")
 
 
@@ -89,22 +92,17 @@ def measure_texts(nb, folder, model):
     rows = rows_of(folder / "lines.csv")
     for row in rows:
         path, text = folder / row["path"], row["text"]
-        row["told"] = "read_text" in attempt(nb.predict_image, path, model)
+        row["several told"] = "read_text" in attempt(nb.predict_image, path, model)
         among = "0123456789" if text.replace(" ", "").isdigit() else None
         read = attempt(nb.read_text, path, model, among=among)
         wanted = "".join(text.split()).upper().translate(CASELESS)
         row["length"] = len(wanted)
         row["wrong"] = edits("".join(read.split()).upper().translate(CASELESS), wanted)
-        row["apart"] = row["characters stand apart"] == "yes"
+        row["whole"] = row["wrong"] == 0
         print(f"    {row['path']} {text!r}: {read!r}, {row['wrong']} wrong")
-    rows = pd.DataFrame(rows)
-    apart = rows[rows["apart"]]
-    others = rows["told"].sum() - apart["told"].sum()
-    told = f"{apart['told'].sum()} of {len(apart)} apart, {others} of the others"
-    print(f"several characters told: {told}")
-    rate = apart["wrong"].sum() / apart["length"].sum()
-    whole = (apart["wrong"] == 0).sum()
-    print(f"texts apart: {whole} of {len(apart)} whole, error rate {rate:.3f}")
+    table = pd.DataFrame(rows).groupby("characters stand apart").agg(OF_TEXTS)
+    table["error rate"] = table["wrong"] / table["length"]
+    print(table.round(3).to_string())
 
 
 def main(folder):

@@ -1,12 +1,13 @@
 """Child processes that have the notebook loaded, to be killed.
 
-with Nursery("test_survival") as nursery:
-    child = nursery.start("job", {"NAME": "value"}, argument=3)
+with nursery("test_survival") as start:
+    child = start("job", {"NAME": "value"}, argument=3)
 
 One process loads the notebook, which takes seconds, and forks a child for each job
 before anything is computed. A job is a function `job(nb, argument=3)` of the module.
 """
 
+import contextlib
 import importlib
 import json
 import multiprocessing
@@ -45,30 +46,26 @@ class Child:
         return self.code
 
 
-class Nursery:
-    """The process that loads the notebook once and forks; one child at a time."""
+@contextlib.contextmanager
+def nursery(module, **environment):
+    """Yield a function that starts a child, one after the other."""
+    connection, other_end = multiprocessing.Pipe()
+    spawn = multiprocessing.get_context("spawn").Process
+    with patch.dict(os.environ, environment), other_end:
+        spawn(target=serve, args=(other_end, module)).start()
+    children = []
 
-    def __init__(self, module, **environment):
-        self.children, self.folder = [], tempfile.TemporaryDirectory()
-        self.connection, other_end = multiprocessing.Pipe()
-        spawn = multiprocessing.get_context("spawn").Process
-        with patch.dict(os.environ, environment), other_end:
-            spawn(target=serve, args=(other_end, module)).start()
+    def start(job, environment=(), **arguments):
+        folder = Path(tempfile.mkdtemp(dir=place))
+        connection.send((job, arguments, dict(environment), folder))
+        children.append(Child(connection, folder))
+        return children[-1]
 
-    def start(self, job, environment=(), **arguments):
-        folder = Path(tempfile.mkdtemp(dir=self.folder.name))
-        self.connection.send((job, arguments, dict(environment), folder))
-        self.children.append(Child(self.connection, folder))
-        return self.children[-1]
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        with self.folder, self.connection:  # which are removed and closed
-            for child in self.children:
-                child.kill()
-            self.connection.send(None)
+    with tempfile.TemporaryDirectory() as place, connection:
+        yield start
+        for child in children:
+            child.kill()
+        connection.send(None)
 
 
 def serve(connection, module):

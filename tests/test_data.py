@@ -205,9 +205,11 @@ def test_images_that_were_trained_on_are_dropped(real, others):
     data = {"train-images": real.test_images[:9]}
     shown = np.concatenate([images[[7, -1]], real.test_images[8:11]])
     values = {"data": data, "models": {"a": 0, "b": 0}, "test_images": shown}
-    values["histories"] = {"a": {"data": real.DATA_DIGESTS}, "b": {"data": others}}
-    if not others:
-        values["histories"]["b"] = values["histories"]["a"]
+    digests_of_b = others or real.DATA_DIGESTS
+    values["histories"] = {
+        "a": {"data": real.DATA_DIGESTS},
+        "b": {"data": digests_of_b},
+    }
     values["test_labels"] = values["augmented_images"] = np.arange(5)
     expected = [2, 3, 4] if others else [0, 1, 3, 4]
     with contextlib.chdir(ROOT), patch.multiple(real, create=True, **values):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import RECONSTRUCTED, TINY, cells_until, run_python
-from processes import Nursery
+from processes import nursery
 from test_survival import settle
 from test_training import cut_off_at
 
@@ -20,11 +20,12 @@ TWO_DEVICES = f"--xla_force_host_platform_device_count=2 {ONE_DEVICE}"
 
 
 @pytest.fixture(scope="module")
-def jax():
+def start():
+    """A function that starts a job of this module on JAX."""
     pytest.importorskip("jax")
     environment = {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
-    with Nursery("test_distribution", **environment) as nursery:
-        yield nursery
+    with nursery("test_distribution", **environment) as start:
+        yield start
 
 
 def train(nb, folder, stop=None):
@@ -42,12 +43,12 @@ def train(nb, folder, stop=None):
     return {"devices": devices, "history": history, "answers": answers.tolist()}
 
 
-def test_two_devices_train_as_one(jax, tmp_path):
+def test_two_devices_train_as_one(start, tmp_path):
     """The same losses and answers as on one device; what was cut off goes on."""
     outcomes = []
     for flags, stop in ((ONE_DEVICE, None), (TWO_DEVICES, None), (TWO_DEVICES, 2)):
         folder = str(tmp_path / f"{len(outcomes)}")
-        child = jax.start("train", {"XLA_FLAGS": flags}, folder=folder, stop=stop)
+        child = start("train", {"XLA_FLAGS": flags}, folder=folder, stop=stop)
         outcomes.append(child.result)
     assert [outcome["devices"] for outcome in outcomes] == [1, 2, 2]
     losses = [[epoch["loss"] for epoch in each["history"]] for each in outcomes]

@@ -56,16 +56,13 @@ def elsewhere(tmp_path_factory):
 
 
 def test_settings_of_others_do_not_matter(elsewhere):
-    facts = elsewhere[0]
+    """And charts are inline in a kernel, once more after the backend was changed."""
+    facts, *charts = elsewhere
     assert facts["backend"] == "tensorflow" and facts["dtypes"] == ["float32"]
     assert facts["formats"] == ["float32", "channels_last"]
     assert facts["epsilon"] == 1e-7
     assert facts["locked file"] == 0, "a file that cannot be locked is read"
-
-
-def test_charts_are_inline_in_a_kernel(elsewhere):
-    """Whatever the shell says, and once more after the backend was changed."""
-    for outputs in elsewhere[1:]:
+    for outputs in charts:
         assert any("image/png" in output.get("data", {}) for output in outputs)
 
 

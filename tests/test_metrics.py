@@ -200,11 +200,6 @@ def seeds(nb):
         yield
 
 
-def test_seeds(nb, seeds):
-    """Of the same model, and of no other."""
-    assert nb.seed_accuracies("custom_with_da", "test").tolist() == [25, 50, 75]
-
-
 def test_titles_and_percent(nb):
     assert nb.title_of("mobilenetv2_without_da") == "MobileNetV2 without DA"
     assert nb.title_of("custom_robust") == "Custom CNN robust"
@@ -213,7 +208,8 @@ def test_titles_and_percent(nb):
 
 
 def test_collect_results(nb, seeds, monkeypatch):
-    """The record that the chart, the tables and the text are made from."""
+    """The record of the chart, the tables and the text; seeds are of one model only."""
+    assert nb.seed_accuracies("custom_with_da", "test").tolist() == [25, 50, 75]
     network = nb.make_model("custom", **TINY)
     keys = ("custom_without_da", "custom_with_da")
     monkeypatch.setattr(nb, "models", dict.fromkeys(keys, network), raising=False)

@@ -76,8 +76,7 @@ def test_size():
 
 
 def test_text_and_code_are_plain():
-    """No dictionary is changed by `|=`, no picture is attached to a text, and no
-    placeholder is left."""
+    """No `|=` on dictionaries, no picture attached to a text, no placeholder left."""
     for source in code_cells():
         for node in ast.walk(ast.parse(source)):
             changed = isinstance(node, ast.AugAssign) and isinstance(node.op, ast.BitOr)

@@ -203,8 +203,10 @@ def test_numbers_in_the_text(published, results, variants, where):
         assert f"{100 * variants['custom_with_da']['test']['accuracy']:.1f}" in said
 
 
-def test_tables(nb, results, variants):
+def test_chart_and_tables(nb, results, variants):
     """The costs at the top; the accuracies with intervals there and in section 6."""
+    chart = (ROOT / "Comparison.PNG").read_bytes()
+    assert chart.startswith(b"\x89PNG") and len(chart) > 10_000
     top = "".join(cells("markdown")[1]["source"])
     outputs = [output for cell in cells("code") for output in cell["outputs"]]
     shown = ["".join(each.get("data", {}).get("text/html", "")) for each in outputs]
@@ -227,8 +229,3 @@ def test_speeds_in_the_text(results):
         said = f"{ratio:.1f}" if ratio < 5 else f"{ratio:.0f}"
         number = rf"\b{re.escape(said)}\b"
         assert re.search(number, texts()["conclusions"]), (size, name)
-
-
-def test_chart_exists():
-    content = (ROOT / "Comparison.PNG").read_bytes()
-    assert content.startswith(b"\x89PNG") and len(content) > 10_000

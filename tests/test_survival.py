@@ -16,16 +16,17 @@ if sys.platform == "win32":
     pytest.skip("there is no SIGKILL on Windows", allow_module_level=True)
 
 import h5py
-from processes import Nursery
+from processes import nursery
 
 KEY = "custom_without_da"
 RUNS = Path("runs/quick")
 
 
 @pytest.fixture(scope="module")
-def nursery():
-    with Nursery("test_survival", CUDA_VISIBLE_DEVICES="") as nursery:
-        yield nursery
+def start():
+    """A function that starts a job of this module in a process of its own."""
+    with nursery("test_survival", CUDA_VISIBLE_DEVICES="") as start:
+        yield start
 
 
 def log(text):
@@ -101,16 +102,15 @@ def saved_epochs(folder):
         return len(json.loads(file.attrs["history"]))
 
 
-def test_killed_training_goes_on(nursery, tmp_path):
-    """Killed at random moments of its training, and then in each write of publishing:
-    weights, architecture, and the entry at last."""
+def test_killed_training_goes_on(start, tmp_path):
+    """Killed at random moments of training, and then in each write of publishing."""
     choose = random.Random(20221203)
     saved, begun, in_publishing = 0, 0, iter((0, 1, 2, 3, 4, 5))
     entries = tmp_path / RUNS / "pretrained" / "histories.json"
     while not entries.exists():
         last = 14 if saved < 2 else 7  # an epoch has 5 batches, and its checkpoint
         moment = choose.randrange(3, last) if saved < 3 else next(in_publishing)
-        child = nursery.start("train", folder=str(tmp_path), moment=moment)
+        child = start("train", folder=str(tmp_path), moment=moment)
         assert child.wait() == -signal.SIGKILL, child.output
         epochs = read_log(tmp_path)[begun:]
         begun += len(epochs)
@@ -119,7 +119,7 @@ def test_killed_training_goes_on(nursery, tmp_path):
         assert saved_epochs(tmp_path) >= saved, "an epoch is lost"
         saved = saved_epochs(tmp_path)
     assert list(in_publishing) == []
-    assert nursery.start("train", folder=str(tmp_path)).result
+    assert start("train", folder=str(tmp_path)).result
     assert len(read_log(tmp_path)) == begun, "it is trained again"
 
 
@@ -140,23 +140,21 @@ def search(nb, folder, moment=None):
 
 def finished_trials(folder):
     """Return the names of trials that have a score; every record has to be whole."""
-    names = set()
     for path in (folder / RUNS / "search").glob("*.json"):
         json.loads(path.read_text())
-    for path in (folder / RUNS / "search").glob("trial_*/trial.json"):
-        trial = json.loads(path.read_text())
-        if trial["status"] == "COMPLETED":
-            names.add(f"search-{trial['trial_id']}")
-    return names
+    paths = (folder / RUNS / "search").glob("trial_*/trial.json")
+    trials = [json.loads(path.read_text()) for path in paths]
+    completed = [trial for trial in trials if trial["status"] == "COMPLETED"]
+    return {f"search-{trial['trial_id']}" for trial in completed}
 
 
-def test_killed_search_goes_on(nursery, tmp_path):
+def test_killed_search_goes_on(start, tmp_path):
     """A trial after which another one had begun is neither lost nor run again."""
     choose = random.Random(7850)
     over, kills, seen = set(), 0, 0
     while True:
         moment = choose.randrange(14)
-        child = nursery.start("search", folder=str(tmp_path), moment=moment)
+        child = start("search", folder=str(tmp_path), moment=moment)
         code = child.wait()
         begun = read_log(tmp_path)
         assert not over & set(begun[seen:]), "a finished trial is run again"
@@ -177,9 +175,9 @@ def write_for_ever(nb, folder):
             temporary.write_bytes(bytes([number % 256]) * 5_000_000)
 
 
-def test_file_is_never_half_written(nursery, tmp_path):
+def test_file_is_never_half_written(start, tmp_path):
     for number in range(10):
-        child = nursery.start("write_for_ever", folder=str(tmp_path))
+        child = start("write_for_ever", folder=str(tmp_path))
         while not (tmp_path / "file").exists():
             time.sleep(0.01)
         time.sleep(random.Random(number).uniform(0.1, 0.3))

@@ -273,8 +273,7 @@ def test_record(small):
 
 @pytest.mark.parametrize("rates, halved", (([8, 4, 12], True), ([4, 8, 4], False)))
 def test_finals(small, monkeypatch, rates, halved):
-    """The best four trials and the best other one with dropout, at full size; half of
-    the rate if the lowest one wins."""
+    """The best four and the best other with dropout; half the rate if the lowest wins."""
     trials = []
     for name, dropout in zip("abcdef", (0, 0, 0, 0, 0.1, 0.2), strict=True):
         rate = rates["abc".find(name)] / 1000
@@ -308,7 +307,6 @@ def test_search(tiny_search, monkeypatch):
     assert {record["learning_rate"] for record in records} <= {0.004, 0.008, 0.012}
     monkeypatch.setattr(tiny_search, "score_training", Mock(side_effect=AssertionError))
     assert tiny_search.run_search() == records
-    (tiny_search.PUBLISHED / "tuning").mkdir(parents=True)
     run_cell_with(tiny_search, 'write_record("tuning/search.json"')
     assert [trial["name"] for trial in tiny_search.trials] == ["no. 1", "no. 2"]
     assert tiny_search.read_record("tuning/search.json") == {"trials": records}
