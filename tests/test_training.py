@@ -273,7 +273,7 @@ def test_record(small):
 
 @pytest.mark.parametrize("rates, halved", (([8, 4, 12], True), ([4, 8, 4], False)))
 def test_finals(small, monkeypatch, rates, halved):
-    """The best four and the best other with dropout; half the rate if the lowest wins."""
+    """The best four and the best with dropout; half of the rate if the lowest wins."""
     trials = []
     for name, dropout in zip("abcdef", (0, 0, 0, 0, 0.1, 0.2), strict=True):
         rate = rates["abc".find(name)] / 1000
