@@ -18,12 +18,12 @@ import pandas as pd
 from conftest import ROOT, load_notebook
 
 LOOK_ALIKES = str.maketrans("OILSZqgF", "0115299f")
-# the columns of the tables; "path" counts the pictures
+CASELESS = str.maketrans("OILSZQG", "0115299")
+# The columns of the two tables; "path" counts the pictures, sure is from 90 % on.
 MEASURES = {"path": "count", "right": "mean", "merged": "mean", "digits": "mean"}
 MEASURES |= {"refused": "sum", "sure": "sum", "merged of sure": "mean"}
 OF_TEXTS = {"path": "count", "several told": "sum", "whole": "sum"}
 OF_TEXTS |= {"wrong": "sum", "length": "sum"}
-CASELESS = str.maketrans("OILSZQG", "0115299")
 
 
 def rows_of(path):
