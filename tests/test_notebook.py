@@ -18,7 +18,7 @@ from servers import Server
 SECTIONS = ["Setup", "Data Preparation", "View Data", "Model Creation"]
 SECTIONS += ["Data Augmentation on test set", "Downloading Pre-trained Models"]
 SECTIONS += ["Comparison among the models", "Predictions"]
-MAX_LINES = 1350
+MAX_LINES = 1290
 MIN_WORDS_PER_LINE = 4
 MEDIAN_CELL = 10
 LONGEST_CELL = 35
@@ -150,7 +150,6 @@ def test_quick_run(tmp_path, backend):
     both = {"params", "mflops", "with_da", "without_da"}
     assert variants.pop("custom") == both | {"robust"}
     assert variants == {"resnet50v2": both, "mobilenetv2": both}
-    assert (published / "SHA256SUMS").exists()
     assert (tmp_path / "runs" / "quick" / "Comparison.PNG").exists()
     written = {path.name for path in tmp_path.iterdir()}
     assert written == {"emnist.ipynb", "runs", "data", "pretrained"}

@@ -316,7 +316,7 @@ def test_stray_and_broken_files(model, tmp_path, monkeypatch, capsys):
     strays = dict.fromkeys((".DS_Store", "._2.jpg", "Thumbs.db", "x.png"), b"stray")
     shutil.copy(PICTURES[0], write(tmp_path / "tests" / "pictures", strays))
     monkeypatch.chdir(tmp_path)
-    run_cell_with(nb, "pictures = sorted(Path(")
+    run_cell_with(nb, "example = Path(")
     run_cell_with(nb, "panels = []")
     assert [title[0] for title in nb.titles[1::2]] == [PICTURES[0].name[0]]
     assert len(nb.panels) == 2

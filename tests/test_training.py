@@ -173,7 +173,7 @@ def test_checkpoint_of_another_training_is_ignored(small, cut_off):
         history, model = restored(small, cut_off.path, other)
         assert history == [] and int(model.optimizer.iterations) == 0
     assert restored(small, small.Path("none"), cut_off.training)[0] == []
-    with patch.object(small, "DATA_DIGESTS", {"train": "other data"}):
+    with patch.object(small, "DATA_DIGEST", "other data"):
         assert restored(small, cut_off.path, cut_off.training)[0] == []
 
 
@@ -228,7 +228,7 @@ def test_publish(small, monkeypatch):
     assert not small.must_train(key, training)
     entry = small.read_record("histories.json")[key]
     assert entry["history"] == HISTORY * 3
-    assert entry["training"]["network"] == TINY and entry["data"] == small.DATA_DIGESTS
+    assert entry["training"]["network"] == TINY and entry["data"] == small.DATA_DIGEST
     after = small.predict(small.load_model(key), small.val_images)
     sharpened = before ** (1 / entry["temperature"])
     sharpened /= sharpened.sum(axis=1, keepdims=True)
@@ -236,7 +236,7 @@ def test_publish(small, monkeypatch):
     assert small.must_train(key, dataclasses.replace(training, seed=1))
     small.publish("custom_robust", network, training, HISTORY)
     assert list(small.read_record("histories.json")) == [key, "custom_robust"]
-    with patch.object(small, "DATA_DIGESTS", {}):
+    with patch.object(small, "DATA_DIGEST", "other data"):
         assert small.must_train(key, training)
     (small.PUBLISHED / small.model_files(key)[1]).unlink()
     for only, expected in (("", True), ("custom_robust,x", False), (f"x,{key}", True)):
@@ -295,7 +295,7 @@ def test_finals(small, monkeypatch, rates, halved):
 def tiny_search(small):
     """The notebook with a search of two trials among two tiny networks."""
     networks = [TINY, {**TINY, "widths": [4, 6, 10]}]
-    values = {"SEARCH_TRIALS": 2, "SEARCH_IMAGES": 94, "SEARCH_EPOCHS": 1}
+    values = {"SEARCH_TRIALS": 2, "SEARCH_EPOCHS": 1}
     with patch.multiple(small, small_networks=lambda: networks, **values):
         yield small
 
@@ -326,12 +326,13 @@ def test_small_networks(nb, monkeypatch):
     """All that cost at most 600,000 parameters and 40 MFLOPs, counted by hand."""
     offered = []
 
-    def make_custom(**network):
+    def make_model(architecture, **network):
+        assert architecture == "custom"
         offered.append(network)
         parameters, mflops = count_by_hand(**network)
         return SimpleNamespace(count_params=lambda: parameters, mflops=mflops)
 
-    monkeypatch.setattr(nb, "make_custom", make_custom)
+    monkeypatch.setattr(nb, "make_model", make_model)
     monkeypatch.setattr(nb, "count_mflops", lambda model: model.mflops)
     found = nb.small_networks()
     costs = np.array([count_by_hand(**each) for each in offered])
