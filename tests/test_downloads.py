@@ -60,29 +60,37 @@ BAD_REPLIES = {  # the reply, the kind of error, words of the reason
 
 @pytest.mark.parametrize("fault", BAD_REPLIES)
 def test_bad_download(nb, serve, fault):
-    """The error names the URL and the reason; an old file stays, nothing is added."""
+    """The error names the URL and the reason; nothing is left of the download."""
     reply, kind, reason = BAD_REPLIES[fault]
-    write(Path(), {"data/file": b"old"})
     url = serve({"file": reply}).url + "/file"
     with pytest.raises(kind, match=f"^{re.escape(url)}: .*{reason}"):
         nb.fetch(url, "data/file", nb.sha256(GOOD))
+    assert [*Path("data").iterdir()] == []
+
+
+def test_a_file_that_is_there_is_verified(nb, serve):
+    """It is neither asked for nor replaced."""
+    url = serve({"file": GOOD}).url + "/file"
+    write(Path(), {"data/file": b"old"})
+    nb.fetch(url, "data/file", nb.sha256(b"old"))
+    with pytest.raises(ValueError, match=r"^data/file: expected SHA.*\(3 bytes\)"):
+        nb.fetch(url, "data/file", nb.sha256(GOOD))
     assert read(Path()) == {"data/file": b"old"}
-    assert [*Path("data").iterdir()] == [Path("data/file")]
 
 
 def test_no_server(nb, serve, monkeypatch):
     with socket.socket() as unused:  # refuses connections
         unused.bind(("127.0.0.1", 0))
         closed = f"http://127.0.0.1:{unused.getsockname()[1]}"
-        monkeypatch.setattr(nb, "NIST_URL", f"{closed}/gzip.zip")
-        found = f"^{re.escape(nb.NIST_URL)}: could not be"
+        monkeypatch.setattr(nb, "REPOSITORY", closed)
+        found = f"^{re.escape(closed)}/data/SHA256SUMS: could not be"
         with pytest.raises(ConnectionError, match=found):
-            nb.fetch_split(Path(), nb.OFFICIAL)
+            nb.fetch_split("official")
         for url in (f"{closed}/file", "mirror/file", "http://host.invalid/file"):
             found = f"^{re.escape(url)}: could not be"
             with pytest.raises(ConnectionError, match=found):
                 nb.fetch(url, "file", nb.sha256(GOOD))
-    assert [*Path().iterdir()] == []
+    assert read(Path()) == {}
 
 
 def test_slow_line_goes_on(nb, serve):
@@ -118,43 +126,45 @@ def test_killed_download_leaves_no_half_file(nb, serve):
 
 
 FOUR = {f"{name}.gz": PACKED[f"{name}.gz"] for name in NAMES.values()}
-DIGESTS = {key: sha256(FOUR[f"{NAMES[key]}.gz"]).hexdigest() for key in NAMES}
-
-
-def test_reconstructed_split_is_fetched(nb, serve, monkeypatch):
-    """What is there already is not fetched again, but verified."""
-    server = serve({f"data/reconstructed/{name}": PACKED[name] for name in PACKED})
-    monkeypatch.setattr(nb, "REPOSITORY", server.url)
-    nb.fetch_split(Path("data"), DIGESTS)
-    assert read(Path("data")) == FOUR and len(server.paths) == 4
-    nb.read_emnist(Path("data"))
-    Path("data", NAMES["test-labels"] + ".gz").unlink()
-    nb.fetch_split(Path("data"), DIGESTS)
-    assert read(Path("data")) == FOUR and len(server.paths) == 5
-    name = NAMES["train-labels"] + ".gz"
-    write(Path("data"), {name: b"mine"})
-    with pytest.raises(ValueError, match=rf"^data.{name}: expected SHA-256"):
-        nb.fetch_split(Path("data"), DIGESTS)
-    assert Path("data", name).read_bytes() == b"mine"
+LINES = "".join(f"{sha256(FOUR[name]).hexdigest()}  SPLIT/{name}\n" for name in FOUR)
+SUMS = LINES.replace("SPLIT", "official") + LINES.replace("SPLIT", "reconstructed")
 
 
 @pytest.fixture
-def official(nb, serve, monkeypatch):
-    """A server of NIST's zip file."""
-    monkeypatch.setattr(nb, "OFFICIAL", DIGESTS)
-    server = serve({"gzip.zip": ARCHIVE})
+def split(nb, serve, monkeypatch):
+    """A server of the reconstructed split, the list of both, and NIST's zip file."""
+    replies = {f"data/reconstructed/{name}": PACKED[name] for name in PACKED}
+    server = serve({**replies, "data/SHA256SUMS": SUMS.encode(), "gzip.zip": ARCHIVE})
+    monkeypatch.setattr(nb, "REPOSITORY", server.url)
     monkeypatch.setattr(nb, "NIST_URL", f"{server.url}/gzip.zip")
+    monkeypatch.setattr(nb, "DATA_SHA256", nb.sha256(SUMS.encode()))
     return server
 
 
-def test_official_files_are_fetched(nb, official):
+def test_reconstructed_split_is_fetched(nb, split):
+    """What is there already is not fetched again, but verified."""
+    folder = Path("data/reconstructed")
+    nb.fetch_split("reconstructed")
+    assert read(folder) == FOUR and len(split.paths) == 1 + 4
+    nb.read_emnist(folder)
+    (folder / (NAMES["test-labels"] + ".gz")).unlink()
+    nb.fetch_split("reconstructed")
+    assert read(folder) == FOUR and len(split.paths) == 1 + 5
+    name = NAMES["train-labels"] + ".gz"
+    write(folder, {name: b"mine"})
+    with pytest.raises(ValueError, match=rf"^data.reconstructed.{name}: expected SHA"):
+        nb.fetch_split("reconstructed")
+    assert (folder / name).read_bytes() == b"mine"
+
+
+def test_official_files_are_fetched(nb, split):
     """Only the four files are read out of the large zip file, and only once."""
-    nb.fetch_split(Path("data"), nb.OFFICIAL)
-    assert read(Path("data")) == FOUR
-    nb.read_emnist(Path("data"))
-    sent = official.sent
-    nb.fetch_split(Path("data"), nb.OFFICIAL)
-    assert official.sent == sent < len(ARCHIVE) / 2
+    nb.fetch_split("official")
+    assert read(Path("data/official")) == FOUR
+    nb.read_emnist(Path("data/official"))
+    sent = split.sent
+    nb.fetch_split("official")
+    assert split.sent == sent < len(ARCHIVE) / 2
 
 
 FIRST = PACKED[NAMES["train-images"] + ".gz"]
@@ -169,11 +179,11 @@ BAD_ARCHIVES = {
 
 
 @pytest.mark.parametrize("fault", BAD_ARCHIVES)
-def test_bad_archive(nb, official, fault):
-    official.replies["gzip.zip"], kind, reason = BAD_ARCHIVES[fault]
+def test_bad_archive(nb, split, fault):
+    split.replies["gzip.zip"], kind, reason = BAD_ARCHIVES[fault]
     with pytest.raises(kind, match=f"^{re.escape(nb.NIST_URL)}: .*{reason}"):
-        nb.fetch_split(Path("data"), nb.OFFICIAL)
-    assert read(Path()) == {}
+        nb.fetch_split("official")
+    assert read(Path()) == {"data/SHA256SUMS": SUMS.encode()}
 
 
 @pytest.fixture
@@ -194,7 +204,6 @@ def test_published_files_are_fetched_and_verified(nb, publish):
     assert nb.read_record("results.json") == {"a": 1}
     path = nb.published("weights/x.h5")
     assert path == Path("pretrained/weights/x.h5") and path.read_bytes() == b"weights"
-    assert len(nb.published_digests()) == 2
     asked = [f"pretrained/{name}" for name in ("SHA256SUMS", "results.json")]
     assert publish.paths == [*asked, "pretrained/weights/x.h5"]  # each of them once
 

@@ -101,11 +101,9 @@ def test_paired_tests_are_corrected_by_holm(nb, monkeypatch):
     monkeypatch.setattr(nb, "is_right", lambda key, name: right[key, name])
     run_cell_with(nb, 'method="holm"')
     assert len(nb.p_values) == len(nb.corrected) == 6 * 2
-    for number, ((first, second), name) in enumerate(
-        itertools.product(nb.PAIRS, nb.TEST_SETS)
-    ):
-        _, _, p_value = nb.compare_pair(right[first, name], right[second, name])
-        assert nb.p_values[number] == p_value
+    pairs = itertools.product(nb.PAIRS, nb.TEST_SETS)
+    for ((first, second), name), p_value in zip(pairs, nb.p_values, strict=True):
+        assert p_value == nb.compare_pair(right[first, name], right[second, name])[2]
     largest = 0
     for place, number in enumerate(np.argsort(nb.p_values)):
         largest = max(largest, min((12 - place) * nb.p_values[number], 1))

@@ -35,8 +35,7 @@ def log(text):
 
 
 def read_log(folder):
-    path = folder / "log"
-    return path.read_text().split() if path.exists() else []
+    return (folder / "log").read_text().split() if (folder / "log").exists() else []
 
 
 def settle(nb, folder):
