@@ -5,8 +5,7 @@
 FOLDER holds manifest.csv (path, label, kind) of pictures of one character each,
 lines.csv (path, text, characters stand apart) of pictures of several, and blank/
 without any. A refusal counts as wrong. Look-alikes (0O 1IL 5S 2Z 9qg Ff) are merged, a
-small letter that EMNIST does not tell from its capital may be read either way. Not run
-by CI: the pictures are not the project's to ship.
+small letter that EMNIST does not tell from its capital may be read either way.
 """
 
 import sys

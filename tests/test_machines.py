@@ -71,7 +71,7 @@ def test_settings_of_others_do_not_matter(elsewhere):
 
 
 UNKNOWN = {  # the cell that refuses an unknown value, and what it says
-    "KERAS_BACKEND": ("import keras_tuner", "tensorflow or jax; found "),
+    "KERAS_BACKEND": ("import keras_tuner", "tensorflow or jax; found '{}'$"),
     "EMNIST_PROFILE": ("QUICK = ", "one of .'pretrained', 'quick', 'full'.; found {}$"),
 }
 

@@ -18,8 +18,8 @@ from servers import Server
 SECTIONS = ["Setup", "Data Preparation", "View Data", "Model Creation"]
 SECTIONS += ["Data Augmentation on test set", "Downloading Pre-trained Models"]
 SECTIONS += ["Comparison among the models", "Predictions"]
-MAX_LINES = 1275
-MIN_WORDS_PER_LINE = 4
+MAX_LINES = 1270
+MIN_WORDS_PER_LINE = 5
 MEDIAN_CELL = 10
 LONGEST_CELL = 35
 CHART_AFTER = 15  # lines of code, the chart of the result is shown

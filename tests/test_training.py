@@ -84,6 +84,8 @@ def test_layers_in_front_of_the_network(nb, augmentation, corruption):
     parts = [type(layer).__name__ for layer in model.layers]
     expected = ["RandomDistortion"] * augmentation + ["RandomCorruption"] * corruption
     assert parts == [*expected, "Functional"]
+    seeds = {int(layer.seed.state[0]) for layer in model.layers[:-1]}
+    assert len(seeds) == len(expected), "one change may not depend on the other"
 
 
 def test_prepared_loss(nb):
