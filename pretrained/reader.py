@@ -203,12 +203,19 @@ def find_ink(grey):
 
 def is_stray(piece, shape):
     """Return whether a piece (of `regionprops`) in a picture of a shape is no
-    handwriting: at an edge of the picture, and small, or wide and solid."""
+    handwriting: a thin line from edge to edge, a band along an edge, or a small or
+    solid thing there."""
     start, stop = np.reshape(piece.bbox, (2, 2))
-    at_edge = min(*start, *(shape - stop)) < 0.015 * min(shape) + 3
+    share = (stop - start) / shape  # of the picture's height and width
+    margin = 0.015 * min(shape) + 3
+    distances = np.array([start, shape - stop])  # from the picture's four edges
     length = max(piece.image.shape)
-    solid = piece.image.shape[0] < length and piece.solidity > 0.8  # without gaps
-    return at_edge and (length < 0.2 * min(shape) or solid)
+    at_edge = (distances < margin).any(axis=0)
+    across = (distances < margin).all(axis=0).any()
+    line = across and share.min() < 0.3 and piece.area < 0.08 * length * max(shape)
+    band = (at_edge & (share < 0.12) & (share[::-1] > 3 * share)).any()
+    blob = piece.image.shape[0] < length and piece.solidity > 0.8  # wide, without gaps
+    return line or band or (at_edge.any() and (length < 0.2 * min(shape) or blob))
 
 
 def find_pieces(ink):
@@ -235,7 +242,8 @@ def main_character(ink, labels, pieces):
     if not upright or upright[0].image_intensity.sum() < 25 * max(ink.shape):
         raise ValueError("only lines or specks")
     size = max(upright[0].image.shape)
-    mask = np.isin(labels, [piece.label for piece in pieces])
+    parts = [piece for piece in pieces if piece.image.shape[1] <= 2 * size]
+    mask = np.isin(labels, [part.label for part in parts])
     close = ndimage.maximum_filter(mask, (size // 2 + 1, size // 8 + 1))
     groups = measure.regionprops(measure.label(close) * mask, intensity_image=ink)
     return max(groups, key=lambda group: group.image_intensity.sum()).image_intensity

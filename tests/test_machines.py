@@ -143,11 +143,9 @@ def test_chart_is_saved_by_a_run_that_trains_alone(small, profile):
 def test_only_what_a_run_published_is_listed(tmp_path):
     """By the command of pretrained/README.md; no leftovers of file managers are."""
     published = ["custom_arch.json", "results.json", "predictions.npz", "reader.py"]
-    published += ["mobilenetv2_with_da.keras", "tuning/search.json"]
-    published += ["weights/custom_with_da.weights.h5"]
+    published += ["x.keras", "tuning/search.json", "weights/x.weights.h5"]
     strays = [".DS_Store", "tuning/Thumbs.db", ".ipynb_checkpoints/results.json"]
-    strays += ["results.json~", "weights/.partial-x/custom_with_da.weights.h5"]
-    strays += ["._results.json", "README.md"]
+    strays += ["results.json~", "weights/.partial-x/y.h5", "._x.json", "README.md"]
     folder = tmp_path / "pretrained"
     write(folder, dict.fromkeys([*published, *strays, "SHA256SUMS"], b"x"))
     card = (Path(__file__).parents[1] / "pretrained" / "README.md").read_text()

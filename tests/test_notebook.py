@@ -18,12 +18,6 @@ from servers import Server
 SECTIONS = ["Setup", "Data Preparation", "View Data", "Model Creation"]
 SECTIONS += ["Data Augmentation on test set", "Downloading Pre-trained Models"]
 SECTIONS += ["Comparison among the models", "Predictions"]
-MAX_LINES = 1270
-MIN_WORDS_PER_LINE = 5
-MEDIAN_CELL = 10
-LONGEST_CELL = 35
-CHART_AFTER = 15  # lines of code, the chart of the result is shown
-MAX_BYTES = 1_200_000
 
 
 def count_lines(source):
@@ -68,11 +62,11 @@ def test_sections():
 def test_size():
     sizes = [count_lines(source) for source in code_cells()]
     words = sum(len(text.split()) for text in prose())
-    assert sum(sizes) <= MAX_LINES
-    assert words >= MIN_WORDS_PER_LINE * sum(sizes)
-    assert statistics.median(sizes) <= MEDIAN_CELL
-    assert max(sizes) <= LONGEST_CELL
-    assert NOTEBOOK.stat().st_size <= MAX_BYTES
+    assert sum(sizes) <= 1277
+    assert words >= 5 * sum(sizes)
+    assert statistics.median(sizes) <= 10
+    assert max(sizes) <= 35
+    assert NOTEBOOK.stat().st_size <= 1_200_000
 
 
 def test_text_and_code_are_plain():
@@ -101,7 +95,7 @@ def test_chart_comes_first():
         before += count_lines("".join(cell["source"]))
         if "image/png" in json.dumps(cell["outputs"]):
             break
-    assert before <= CHART_AFTER
+    assert before <= 15
 
 
 def test_committed_outputs_are_of_one_clean_run():

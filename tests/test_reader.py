@@ -1,7 +1,4 @@
-"""Reading pictures of handwriting: what is read, what is refused, what must not matter.
-
-Every picture is drawn by draw_pictures.py, here or beforehand.
-"""
+"""Reading drawn handwriting: what is read, what is refused, what must not matter."""
 
 import dataclasses
 import io
@@ -83,9 +80,12 @@ PAPER = {
     "ruled paper": {"ruled": 0.1, **LARGE},
     "squared paper": {"ruled": 0.1, "squared": True, **LARGE},
 }
-MARKS = {
+MARKS = {  # rows and columns of a page of 240 x 320 pixels
     "a line across": np.s_[118:122],
+    "a line below": np.s_[200:203, 20:300],
+    "a margin line": np.s_[:, 90:93],
     "the edge of a table": np.s_[:22],
+    "its edge at the side": np.s_[:, :30],
     "a stroke at the edge": np.s_[:20, 100:106],
 }
 BLANK = {name: draw(pen={"opacity": 0}, **scene) for name, scene in PAPER.items()}
@@ -103,6 +103,14 @@ def test_a_page_without_a_character_is_refused(nb, name, tmp_path):
         with pytest.raises(ValueError, match=f"^{path}: expected .*; found ") as error:
             read(path, model=None)
         assert name not in MARKS or "no ink" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", [*MARKS][1:])
+def test_what_lies_beside_a_character_is_passed_over(nb, model, name, tmp_path):
+    page = np.array(draw("A"))
+    page[MARKS[name]] = 60
+    answer = nb.predict_image(saved(page, tmp_path), model, show=False)
+    assert answer[0][0] == "A"
 
 
 @pytest.mark.parametrize("scene", draw_pictures.SCENES, ids=lambda scene: scene.name)
