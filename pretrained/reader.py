@@ -189,8 +189,7 @@ def find_ink(grey):
         across = ruled_lines(darkness, noise)
         down = ruled_lines(darkness.T, noise).T
         darkness = darkness - 1.5 * (across + down)
-    darkest = np.quantile(darkness, 0.999)
-    if darkest < 0.11:
+    if np.quantile(darkness, 0.999) < 0.11:
         raise ValueError("no ink: nothing stands out from paper and printed lines")
     if darkness.max() < 10 * noise:
         raise ValueError("marks that are hardly darker than the grain of the paper")

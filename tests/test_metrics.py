@@ -99,13 +99,14 @@ def test_paired_tests_are_corrected_by_holm(nb, monkeypatch):
         right[pair] = random.rand(400) < 0.6 + number / 50
     monkeypatch.setattr(nb, "is_right", lambda key, name: right[key, name])
     run_cell_with(nb, 'method="holm"')
-    assert len(nb.p_values) == len(nb.corrected) == 6 * 2
+    p_values = [row[-1] for row in nb.rows]
+    assert len(p_values) == len(nb.corrected) == 6 * 2
     pairs = itertools.product(nb.PAIRS, nb.TEST_SETS)
-    for ((first, second), name), p_value in zip(pairs, nb.p_values, strict=True):
+    for ((first, second), name), p_value in zip(pairs, p_values, strict=True):
         assert p_value == nb.compare_pair(right[first, name], right[second, name])[2]
     largest = 0
-    for place, number in enumerate(np.argsort(nb.p_values)):
-        largest = max(largest, min((12 - place) * nb.p_values[number], 1))
+    for place, number in enumerate(np.argsort(p_values)):
+        largest = max(largest, min((12 - place) * p_values[number], 1))
         assert nb.corrected[number] == pytest.approx(largest)
 
 
@@ -207,19 +208,21 @@ def test_titles_and_percent(nb):
     assert nb.percent(score) == "90.4 ± 0.6"
 
 
-def test_collect_results(nb, seeds, monkeypatch):
+def test_collect_results(small, seeds):
     """The record of the chart, the tables and the text; seeds are of one model only."""
-    assert nb.seed_accuracies("custom_with_da", "test").tolist() == [25, 50, 75]
-    network = nb.make_model("custom", **TINY)
-    keys = ("custom_without_da", "custom_with_da")
-    monkeypatch.setattr(nb, "models", dict.fromkeys(keys, network), raising=False)
-    run_cell_with(nb, "collected = {}")
-    found = nb.collected
+    assert small.seed_accuracies("custom_with_da", "test").tolist() == [25, 50, 75]
+    network = small.make_model("custom", **TINY)
+    values = dict.fromkeys(("DATA_NAME", "test_digest", "robustness", "speeds"), "?")
+    values["models"] = {"custom_without_da": network, "custom_with_da": network}
+    with patch.multiple(small, create=True, **values):
+        run_cell_with(small, "collected = {}")
+    found = small.collected
     assert json.loads(json.dumps(found)) == found
+    assert small.read_record("results.json")["models"] == found
     model = found["custom"]
     assert list(model) == ["params", "mflops", "without_da", "with_da"]
     assert model["params"] == network.count_params()
-    assert model["mflops"] == nb.count_mflops(network)
+    assert model["mflops"] == small.count_mflops(network)
     variant = model["with_da"]
     for test in ("test", "augmented_test"):
         low, high = variant[test]["ci95"]

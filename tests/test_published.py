@@ -4,12 +4,14 @@ import dataclasses
 import itertools
 import json
 import re
+import shutil
+import subprocess
 from unittest.mock import patch
 
 import numpy as np
 import pytest
 from conftest import RECONSTRUCTED, ROOT, cells, run_cell_with
-from idx_files import read
+from idx_files import read, write
 from test_data import TRAINING_DIGEST
 from test_models import COSTS
 
@@ -67,6 +69,22 @@ def test_sums_are_complete_and_pinned(nb):
     lines = sums.decode().splitlines()
     listed = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
     assert listed == {name: nb.sha256(content) for name, content in files.items()}
+
+
+@pytest.mark.skipif(not shutil.which("sha256sum"), reason="Linux has this program")
+def test_only_what_a_run_published_is_listed(nb, tmp_path):
+    """By the command of pretrained/README.md; no leftovers of file managers are."""
+    published = ["custom_arch.json", "results.json", "predictions.npz", "reader.py"]
+    published += ["x.keras", "tuning/search.json", "weights/x.weights.h5"]
+    strays = [".DS_Store", "tuning/Thumbs.db", ".ipynb_checkpoints/results.json"]
+    strays += ["results.json~", "weights/.partial-x/y.h5", "._x.json", "README.md"]
+    folder = tmp_path / "pretrained"
+    write(folder, dict.fromkeys([*published, *strays, "SHA256SUMS"], b"x"))
+    card = (PRETRAINED / "README.md").read_text()
+    (command,) = re.findall(r"^cd pretrained .* > SHA256SUMS$", card, re.M)
+    subprocess.run(command, shell=True, check=True, cwd=tmp_path)
+    lines = [f"{nb.sha256(b'x')}  {name}\n" for name in published]
+    assert (folder / "SHA256SUMS").read_text() == "".join(lines)
 
 
 def test_scores_follow_from_predictions(published, results, variants):

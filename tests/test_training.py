@@ -296,8 +296,8 @@ def test_finals(small, monkeypatch, rates, halved):
 @pytest.fixture
 def tiny_search(small):
     """The notebook with a search of two trials among two tiny networks."""
-    networks = [TINY, {**TINY, "widths": [4, 6, 10]}]
-    values = {"SEARCH_TRIALS": 2, "SEARCH_EPOCHS": 1}
+    networks = [TINY, {**TINY, "widths": [8, 16, 32]}]
+    values = {"SEARCH_TRIALS": 2, "SEARCH_EPOCHS": 8}
     with patch.multiple(small, small_networks=lambda: networks, **values):
         yield small
 
